@@ -1,0 +1,51 @@
+"""How every command starts and how it fails: one line, exit status 2, never a traceback for wrong input."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+from launch.errors import InputError
+
+WRONG_INPUT = 2
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def run_cli(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, call `main(positional arguments)`, and exit with its status.
+
+    `InputError` and wrong flags become `error: ...` on one line of stderr and exit status 2. A reader that goes away
+    (`| head`) ends the program quietly. `--help` and `--helpfull` are absl's, with exit status 0.
+    """
+    app.run(lambda arguments: _guarded(main, arguments), argv=list(argv or sys.argv), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
+    except SystemExit:  # a help flag has printed its text; absl calls that status 1
+        sys.exit(0)
+
+
+def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> NoReturn:
+    try:
+        status = main(arguments[1:]) or 0
+        sys.stdout.flush()
+    except InputError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would raise again and print.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(status)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(WRONG_INPUT)

@@ -1,0 +1,271 @@
+"""From what a person asked for to jobs: every name, number and length checked before anything is compiled."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from launch.errors import InputError, unknown
+from launch.methods import MethodSpec
+from launch.registry import PRESETS, TaskSpec, find_method, find_network, find_task
+from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
+from tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is run: a task, methods, seeds, numbers. Equal experiments give equal results.
+
+    Attributes:
+        task: `name(setting=value,...)`, or `package.module:name`.
+        methods: comma-separated `[label=]name(setting=value,...)`, or `label=first@step->name` to switch on the way.
+        seeds: the lanes' seeds.
+        steps: length in updates; or give `tasks`; the task's own default where both are `None`.
+        tasks: length in tasks.
+        preset: `"sound"` or `"published"`.
+        set: `[METHOD.]NAME=VALUE` settings.
+        sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried.
+        network: `name(setting=value,...)`; the task's own where empty.
+        bin: steps per bin of the metrics; the task's own where `None`.
+        lanes_per_batch: lanes in one compiled program; a function of program and backend where `None`.
+    """
+
+    task: str
+    methods: str
+    seeds: tuple[int, ...] = tuple(range(30))
+    steps: int | None = None
+    tasks: int | None = None
+    preset: str = "sound"
+    set: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    network: str = ""
+    bin: int | None = None
+    lanes_per_batch: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One run: a seed and the numbers of its method. Identified by its contents."""
+
+    method: str
+    seed: int
+    hyper: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All lanes that share one compiled program: one label.
+
+    Attributes:
+        label: name of its folder.
+        method: the method.
+        static: the method's choices.
+        lanes: the runs.
+        network: the Flax module.
+        first: the job whose networks this one takes over at step `switch_at`, or `None`.
+    """
+
+    label: str
+    method: MethodSpec
+    static: Mapping[str, Any]
+    lanes: tuple[Lane, ...]
+    network: nn.Module
+    first: "Job | None" = None
+    switch_at: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A checked experiment.
+
+    Attributes:
+        experiment: what was asked for.
+        spec: the task's entry in the registry.
+        task: the task.
+        steps: length in updates.
+        bin: steps per bin.
+        jobs: one per label.
+    """
+
+    experiment: Experiment
+    spec: TaskSpec
+    task: Task
+    steps: int
+    bin: int
+    jobs: tuple[Job, ...]
+
+    def settings(self, job: Job) -> dict[str, Any]:
+        """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
+        chosen = {f"task.{f.name}": getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.init}  # pyright: ignore
+        first = {"first": job.first.method.name, "switch_at": job.switch_at} if job.first else {}
+        return {
+            "task": self.spec.name,
+            **{name: value for name, value in chosen.items() if name != "task.data_dir"},
+            "network": _network_text(job.network),
+            "preset": self.experiment.preset,
+            "steps": self.steps,
+            "bin": self.bin,
+            "method": job.method.name,
+            **job.static,
+            **first,
+        }
+
+
+def resolve(experiment: Experiment) -> Plan:
+    """Check everything and lay out the jobs.
+
+    Raises:
+        InputError: one line naming the flag, the value, what is allowed and the nearest match.
+    """
+    spec, task = find_task(parse_call("--task", experiment.task))
+    if experiment.preset not in PRESETS:
+        raise unknown("--preset", experiment.preset, PRESETS)
+    if not experiment.seeds:
+        raise InputError("--seeds: there must be at least one seed")
+    try:
+        task.spec, task.schedule  # noqa: B018 -- shapes and lengths may come from the data
+    except (OSError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    steps = _length(experiment, spec, task)
+    bin_size = experiment.bin or spec.bin or task.schedule.change_every
+    if bin_size < 1:
+        raise InputError(f"--bin: {bin_size} is not a positive number of steps")
+    if experiment.lanes_per_batch is not None and experiment.lanes_per_batch < 1:
+        raise InputError(f"--lanes_per_batch: {experiment.lanes_per_batch} is not positive")
+    entries = parse_methods(experiment.methods)
+    _check_owners(experiment, entries)
+    jobs = tuple(_job(experiment, spec, task, entry, steps) for entry in entries)
+    return Plan(experiment, spec, task, steps, bin_size, jobs)
+
+
+def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
+    if experiment.steps is not None and experiment.tasks is not None:
+        raise InputError("--steps and --tasks: give one of them")
+    for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag}: {value} is not a positive number")
+    schedule = task.schedule
+    steps = experiment.steps or (experiment.tasks or 0) * schedule.change_every or spec.default_steps
+    if schedule.length is not None and steps > schedule.length:
+        raise InputError(f"--steps: {steps} is beyond the {schedule.length} steps that {spec.name} has")
+    if steps > 2**31 - 1:
+        raise InputError(f"--steps: {steps} is beyond {2**31 - 1}, the largest step number")
+    return steps
+
+
+def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry, steps: int) -> Job:
+    method = find_method(entry.call)
+    hyper, static = _settings(experiment, spec, entry, method)
+    swept = _swept(experiment, entry.label, method)
+    names = list(swept)
+    lanes = tuple(
+        Lane(method.name, seed, hyper | dict(zip(names, values, strict=True)))
+        for values in itertools.product(*swept.values())
+        for seed in experiment.seeds
+    )
+    network = find_network(
+        parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
+    )
+    first = None
+    if entry.first is not None:
+        if not 0 < entry.switch_at < steps:
+            raise InputError(f"--methods: '{entry.label}' switches at {entry.switch_at}, not between 0 and {steps}")
+        first = _job(experiment, spec, task, Entry(entry.label, entry.first), steps)
+        first = dataclasses.replace(first, lanes=tuple(_repeat(first.lanes, len(lanes), entry.label)))
+    return Job(entry.label, method, static, lanes, network, first, entry.switch_at)
+
+
+def _repeat(lanes: tuple[Lane, ...], n: int, label: str) -> list[Lane]:
+    if n % len(lanes):
+        raise InputError(f"--methods: '{label}' has {len(lanes)} lanes before and {n} after the switch")
+    return list(lanes) * (n // len(lanes))
+
+
+def _settings(
+    experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec
+) -> tuple[dict[str, float], dict[str, Any]]:
+    given = dict(spec.presets.get(experiment.preset, {}).get(method.name, {})) | entry.call.settings
+    for text in experiment.set:
+        owner, name, value = parse_setting("--set", text)
+        known = name in method.numbers or name in method.static
+        if owner in (method.name, entry.label) or (not owner and known):
+            given[name] = parse_value(value)
+    hyper = {name: float(number.default) for name, number in method.numbers.items()}
+    static = {name: choice.default for name, choice in method.static.items()}
+    for name, value in given.items():
+        if name in method.numbers:
+            hyper[name] = _checked_number(entry.label, method, name, value)
+        elif name in method.static:
+            static[name] = _checked_choice(entry.label, method, name, value)
+        else:
+            raise unknown(f"{entry.label}: setting", name, [*method.numbers, *method.static])
+    return hyper, static
+
+
+def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, list[float]]:
+    swept = {}
+    for text in experiment.sweep:
+        owner, name, value = parse_setting("--sweep", text)
+        if owner and owner not in (method.name, label):
+            continue
+        if name in method.static:
+            raise InputError(
+                f"--sweep: {name} is a choice, not a number; give a label to each: a={method.name}({name}=...),b=..."
+            )
+        if name in method.numbers:
+            values = parse_sweep_values("--sweep", value)
+            swept[name] = [_checked_number(label, method, name, v) for v in values]
+        elif owner:
+            raise unknown(f"--sweep: number of {owner}", name, method.numbers)
+    return swept
+
+
+def _check_owners(experiment: Experiment, entries: list[Entry]) -> None:
+    """Every `--set` and `--sweep` reaches a method."""
+    calls = [(e.label, c) for e in entries for c in (e.call, e.first) if c is not None]
+    methods = {label: find_method(call) for label, call in calls}
+    owners = {name for label, call in calls for name in (label, call.name)}
+    for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
+        for text in texts:
+            owner, name, _ = parse_setting(flag, text)
+            if owner and owner not in owners:
+                raise unknown(f"{flag}: method", owner, owners)
+            known = {n for m in methods.values() for n in (*m.numbers, *m.static)}
+            if name not in known:
+                raise unknown(f"{flag}: setting", name, known)
+
+
+def _checked_number(label: str, method: MethodSpec, name: str, value: Any) -> float:
+    number = method.numbers[name]
+    allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{label}.{name}: '{value}' is not {allowed}")
+    if not number.low <= value <= number.high or (number.integer and value != int(value)):
+        raise InputError(f"{label}.{name}: {value:g} is not {allowed}")
+    return float(value)
+
+
+def _checked_choice(label: str, method: MethodSpec, name: str, value: Any) -> Any:
+    choice = method.static[name]
+    if choice.allowed and value not in choice.allowed:
+        raise unknown(f"{label}.{name}", str(value), [str(a) for a in choice.allowed])
+    if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{label}.{name}: '{value}' is not a positive whole number")
+    return value
+
+
+def _network_text(network: nn.Module) -> str:
+    fields = [f.name for f in dataclasses.fields(network) if f.init and f.name not in ("parent", "name")]  # pyright: ignore
+    return f"{type(network).__name__}({', '.join(f'{n}={getattr(network, n)!r}' for n in fields)})"
+
+
+def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:
+    """One typed key per lane, made from its seed alone."""
+    return jax.vmap(jax.random.key)(jax.numpy.asarray([lane.seed for lane in lanes], jax.numpy.uint32))
+
+
+__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "lane_keys", "resolve"]

@@ -1,0 +1,147 @@
+"""The parts that figures are made of: axes, a metric's curves with their intervals, legend, caption, the file."""
+
+import logging
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from launch.curves import INK, METRICS, Curve, baseline, caption, curves, label_colours, metric_style
+from launch.errors import InputError, unknown
+from launch.run_folder import Run
+from launch.statistics import interval as interval_over_lanes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "FORMATS", "METRICS", "add_caption", "caption", "curves", "draw_metric", "label_colours", "legend_below",
+    "metric_style", "new_figure", "save",
+]  # fmt: skip
+FORMATS = ("png", "pdf", "svg")
+FEW_POINTS = 12
+PALE, GREY = "#E6E6E6", "#999999"
+
+
+def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1) -> tuple["Figure", list["Axes"]]:
+    """A figure with `panels` axes side by side, drawn without a display; sizes in inches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of the fonts it finds
+    from matplotlib.figure import Figure
+
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width or (5.6 if panels == 1 else 3.6 * columns), height * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
+    for ax in axes:
+        _bare(ax)
+    return figure, axes
+
+
+def _bare(ax: "Axes") -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    ax.grid(color=PALE, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=9, colors=INK, length=3, color=GREY)
+    ax.margins(x=0.02)
+
+
+def draw_metric(
+    ax: "Axes",
+    runs: Mapping[str, Run] | Iterable[Run] | Sequence[Curve],
+    metric: str,
+    interval: str = "bootstrap",
+    level: float = 0.95,
+) -> list[Curve]:
+    """Draw mean and shaded interval over lanes of every curve that holds `metric`; returns the curves drawn.
+
+    A point stands at the end of its bin; a bin without a measurement is passed over. `runs` may be `curves(runs)`.
+    """
+    given = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
+    found = given if given and isinstance(given[0], Curve) else curves(given)  # type: ignore[arg-type]
+    style, drawn = metric_style(metric), []
+    for curve in found:
+        if metric not in curve.run.metrics:
+            continue
+        values = curve.run.metrics[metric][curve.lanes] * style.scale
+        mean, low, high = interval_over_lanes(values, interval, level)
+        known = np.isfinite(mean)
+        step, mark = curve.run.step[known], "o" if known.sum() <= FEW_POINTS else None
+        above = 3 if baseline(curve.run) is None else 2
+        label = f"{curve.name} ({curve.note})"
+        look = {"color": curve.colour, "linestyle": curve.line, "linewidth": 1.6, "marker": mark, "markersize": 3}
+        ax.plot(step, mean[known], label=label, zorder=above, **look)
+        ax.fill_between(step, low[known], high[known], color=curve.colour, alpha=0.18, linewidth=0, zorder=above - 1.5)
+        drawn.append(curve)
+    ax.set_ylabel(style.label, fontsize=10, color=INK)
+    _step_axis(ax, max((int(curve.run.step[-1]) for curve in drawn if len(curve.run.step)), default=1))
+    return drawn
+
+
+def _step_axis(ax: "Axes", last: int) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    unit, word = (
+        (1_000_000, " (millions)") if last >= 1_000_000 else (1000, " (thousands)") if last >= 10_000 else (1, "")
+    )
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=unit == 1))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
+    ax.set_xlabel(f"step{word}", fontsize=10, color=INK)
+    ax.set_xlim(left=0)
+
+
+def legend_below(figure: "Figure", axes: Sequence["Axes"], room: int = 0) -> None:
+    """One legend for all axes under them, where it covers no data; as many columns as fit the figure's width."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    characters = figure.get_size_inches()[0] * 14.5  # of 9-point type, in the figure's width
+    columns = int(characters // (max(map(len, entries)) + 8 + room))
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=max(1, min(columns, len(entries), 4)),
+        fontsize=9, frameon=False, handlelength=2.4, columnspacing=1.6, labelcolor=INK,
+    )  # fmt: skip
+
+
+def add_caption(figure: "Figure", text: str) -> None:
+    """Set `text` in small type under everything else, wrapped to the figure's width; the figure grows to hold it."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(text, int(width * 15.5), break_long_words=False, break_on_hyphens=False)
+    taken = 0.155 * len(lines) + 0.08  # inches
+    figure.set_size_inches(width, height + taken)
+    bottom = taken / (height + taken)
+    figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))  # type: ignore[union-attr]
+    place = {"x": 0.12 / width, "y": (taken - 0.04) / (height + taken)}
+    figure.text(**place, s="\n".join(lines), fontsize=8, color="#666666", va="top", linespacing=1.25)
+
+
+def save(figure: "Figure", path: Path | str, format: str | None = None) -> Path:
+    """Write the figure to `path` whole or not at all; the format is that of the suffix unless given."""
+    path = Path(path)
+    format = format or path.suffix.removeprefix(".")
+    if format not in FORMATS:
+        raise unknown("--format", format, FORMATS)
+    import matplotlib
+
+    # Dates and random ids left out: the same data give the same file.
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[format]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "plastic_jax", "pdf.fonttype": 42}):
+            figure.savefig(temporary, format=format, dpi=200, metadata=metadata)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,279 @@
+"""The registry of methods: how each is built, and every number and choice it has."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from plastic_jax.adam import adam
+from plastic_jax.continual_backprop import continual_backprop
+from plastic_jax.shrink_and_perturb import (
+    published_shrink_and_perturb,
+    shrink_and_perturb,
+    shrink_and_perturb_at_boundary,
+)
+from plastic_jax.units.graph import UnitGraph
+from plastic_jax.utility import UTILITIES
+from plastic_jax.weight_decay import weight_decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A hyperparameter that may differ from lane to lane: its default, the values allowed, and what it means."""
+
+    default: float
+    low: float
+    high: float
+    meaning: str
+    integer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A setting that shapes the program: one of `allowed`, or any value of `kind` where nothing is listed."""
+
+    default: Any
+    meaning: str
+    allowed: tuple[Any, ...] = ()
+    kind: type = str
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildContext:
+    """What a method may need beside its numbers: the unit graph, a fresh network, the lane's method key."""
+
+    units: UnitGraph | None
+    init_params: Callable[[jax.Array], Any]
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """A method: `build(hyper, static, context)` gives its optax transformation.
+
+    Attributes:
+        name: as flags write it.
+        summary: one line.
+        build: called inside the compiled step; numbers in `hyper` are traced, values in `static` are not.
+        numbers: hyperparameters by name.
+        static: choices by name.
+        needs_units: whether it replaces hidden units.
+        task_aware: whether it is told of task changes.
+        restart: whether every task begins with a new network.
+        network: the network it always has, or `None` for the run's.
+        source: where it comes from.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[Mapping[str, Any], Mapping[str, Any], BuildContext], optax.GradientTransformation]
+    numbers: Mapping[str, Number]
+    static: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
+    needs_units: bool = False
+    task_aware: bool = False
+    restart: bool = False
+    network: str | None = None
+    source: str = ""
+
+
+STEP_SIZE = Number(0.01, 0.0, 100.0, "step size of the inner optimizer")
+OPTIMIZER_NUMBERS = {
+    "step_size": STEP_SIZE,
+    "momentum": Number(0.9, 0.0, 0.999999, "velocity decay; used with optimizer=momentum"),
+    "b1": Number(0.9, 0.0, 0.999999, "decay of Adam's first moment; used with optimizer=adam"),
+    "b2": Number(0.999, 0.0, 0.99999999, "decay of Adam's second moment; used with optimizer=adam"),
+}
+OPTIMIZER = {"optimizer": Choice("sgd", "the inner optimizer", ("sgd", "momentum", "adam"))}
+WEIGHT_DECAY = Number(0.0, 0.0, 10.0, "lambda of L2: the gradient gains lambda * w, biases included")
+
+
+def inner_optimizer(hyper: Mapping[str, Any], static: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optimizer that learns, by the choice `optimizer`; Adam counts steps per weight, as unit resets need."""
+    if static["optimizer"] == "momentum":
+        return optax.sgd(hyper["step_size"], hyper["momentum"])
+    if static["optimizer"] == "adam":
+        return adam(hyper["step_size"], hyper["b1"], hyper["b2"])
+    return optax.sgd(hyper["step_size"])
+
+
+def _backprop(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    return inner_optimizer(hyper, static)
+
+
+def _l2(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    return weight_decay(inner_optimizer(hyper, static), hyper["weight_decay"])
+
+
+def _decoupled(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    inner = inner_optimizer(hyper, static)
+    return weight_decay(inner, hyper["weight_decay"], coupled=False, step_size=hyper["step_size"])
+
+
+def _shrink_and_perturb(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    return shrink_and_perturb(
+        inner_optimizer(hyper, static),
+        shrink=hyper["shrink"],
+        noise=hyper["noise"],
+        key=context.key,
+        every=static["every"],
+    )
+
+
+def _published_shrink_and_perturb(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    return published_shrink_and_perturb(
+        inner_optimizer(hyper, static),
+        weight_decay=hyper["weight_decay"],
+        noise_std=hyper["noise_std"],
+        key=context.key,
+        noise_every=static["noise_every"],
+    )
+
+
+def _at_boundary(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    return shrink_and_perturb_at_boundary(
+        inner_optimizer(hyper, static),
+        shrink=hyper["shrink"],
+        perturb=hyper["perturb"],
+        init=context.init_params,
+        key=context.key,
+    )
+
+
+def _continual_backprop(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    assert context.units is not None, "resolved before: the method needs the unit graph"
+    return continual_backprop(
+        weight_decay(inner_optimizer(hyper, static), hyper["weight_decay"]),
+        context.units,
+        replacement_rate=hyper["replacement_rate"],
+        maturity_threshold=hyper["maturity_threshold"],
+        decay_rate=hyper["decay_rate"],
+        utility=static["utility"],
+        initializer=static["initializer"],
+        key=context.key,
+        max_replacements=static["max_replacements"],
+        utility_every=static["utility_every"],
+        count=static["count"],
+        reset_state=static["reset_state"],
+        transfer_bias=static["transfer_bias"],
+    )
+
+
+_DOHARE = "Dohare et al., Nature 632, 2024"
+_SHRINK = Number(0.0, 0.0, 1.0, "share of every weight that is taken off")
+
+METHODS: dict[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
+        MethodSpec(
+            "backprop",
+            "plain gradient descent",
+            _backprop,
+            OPTIMIZER_NUMBERS,
+            OPTIMIZER,
+            source=_DOHARE,
+        ),
+        MethodSpec(
+            "l2",
+            "L2 regularisation, coupled: lambda * w joins the gradient",
+            _l2,
+            OPTIMIZER_NUMBERS | {"weight_decay": dataclasses.replace(WEIGHT_DECAY, default=1e-4)},
+            OPTIMIZER,
+            source=_DOHARE,
+        ),
+        MethodSpec(
+            "decoupled_weight_decay",
+            "weights shrink by step_size * lambda beside the gradient step (AdamW)",
+            _decoupled,
+            OPTIMIZER_NUMBERS
+            | {"weight_decay": Number(1e-4, 0.0, 10.0, "lambda: every weight loses step_size * lambda of itself")},
+            OPTIMIZER,
+            source="Loshchilov and Hutter, ICLR 2019",
+        ),
+        MethodSpec(
+            "shrink_and_perturb",
+            "every few steps, weights shrink and gain noise in units of each layer's initial spread",
+            _shrink_and_perturb,
+            OPTIMIZER_NUMBERS
+            | {
+                "shrink": dataclasses.replace(_SHRINK, default=1e-6),
+                "noise": Number(1e-4, 0.0, 10.0, "noise per application, in units of the layer's initial spread"),
+            },
+            OPTIMIZER | {"every": Choice(1, "steps between two applications", kind=int)},
+            source="Ash and Adams, NeurIPS 2020, in normalised units",
+        ),
+        MethodSpec(
+            "published_shrink_and_perturb",
+            "L2, and after every step the same noise on every weight",
+            _published_shrink_and_perturb,
+            OPTIMIZER_NUMBERS
+            | {
+                "weight_decay": dataclasses.replace(WEIGHT_DECAY, default=1e-4),
+                "noise_std": Number(1e-5, 0.0, 10.0, "standard deviation of the noise per step, whatever the step size"),
+            },
+            OPTIMIZER | {"noise_every": Choice(1, "draw the noise of k steps at once, at every k-th step", kind=int)},
+            source=_DOHARE,
+        ),
+        MethodSpec(
+            "shrink_and_perturb_at_boundary",
+            "at each task change, weights shrink and gain a part of a fresh network",
+            _at_boundary,
+            OPTIMIZER_NUMBERS
+            | {
+                "shrink": Number(0.4, 0.0, 1.0, "factor on the old weights"),
+                "perturb": Number(0.1, 0.0, 1.0, "factor on the fresh network's weights"),
+            },
+            OPTIMIZER,
+            task_aware=True,
+            source="Ash and Adams, NeurIPS 2020",
+        ),
+        MethodSpec(
+            "continual_backprop",
+            "at every step a tiny fraction of the least useful, old enough units starts afresh",
+            _continual_backprop,
+            OPTIMIZER_NUMBERS
+            | {
+                "replacement_rate": Number(1e-4, 0.0, 1.0, "units replaced per step, as a share of the eligible ones"),
+                "maturity_threshold": Number(100, 0, 1e9, "steps a new unit is protected", integer=True),
+                "decay_rate": Number(0.99, 0.0, 0.999999, "decay of the running averages of utility and activation"),
+                "weight_decay": WEIGHT_DECAY,
+            },
+            OPTIMIZER
+            | {
+                "utility": Choice("adaptable_contribution", "measure of a unit's usefulness", tuple(UTILITIES)),
+                "count": Choice("accumulate", "what becomes of owed fractions of a unit", ("accumulate", "bernoulli")),
+                "initializer": Choice(
+                    "kaiming_uniform",
+                    "law of a fresh unit's weights",
+                    ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
+                ),
+                "max_replacements": Choice(1, "bound on units replaced per layer and step", kind=int),
+                "utility_every": Choice(1, "measure utility at every k-th step only", kind=int),
+                "reset_state": Choice(True, "reset the inner optimizer's state of a replaced unit", (True, False), bool),
+                "transfer_bias": Choice(False, "the next bias takes over the mean contribution", (True, False), bool),
+            },
+            needs_units=True,
+            source=_DOHARE,
+        ),
+        MethodSpec(
+            "linear",
+            "baseline: no hidden layer",
+            _backprop,
+            OPTIMIZER_NUMBERS,
+            OPTIMIZER,
+            network="linear",
+            source=_DOHARE,
+        ),
+        MethodSpec(
+            "fresh_network",
+            "control: a new network and optimizer at every task change",
+            _backprop,
+            OPTIMIZER_NUMBERS,
+            OPTIMIZER,
+            task_aware=True,
+            restart=True,
+            source="the gap to it is the loss of plasticity",
+        ),
+    )
+}

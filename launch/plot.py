@@ -1,0 +1,79 @@
+"""Draw run folders as one figure, several folders on one axis.
+
+python -m launch.plot DIR... [--metric=squared_error,dormant_units] [--interval=bootstrap|se] [--format=png] [--out=F]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import figure
+from launch.cli import run_cli
+from launch.curves import caption, checked_metrics, curves
+from launch.errors import InputError, unknown
+from launch.run_folder import read_runs
+from launch.statistics import INTERVALS
+
+
+def plot(
+    directories: Sequence[Path | str] | Path | str,
+    metrics: Sequence[str] | None = None,
+    interval: str = "bootstrap",
+    out: Path | str | None = None,
+    format: str | None = None,
+) -> Path:
+    """Draw every run in `directories` (run folders or single runs), one panel per metric; returns the figure's path.
+
+    The settings that differ between the runs are named in the legend, those that are equal in the caption. By default
+    the metric is the headline of the runs and the file `figure.<format>` in the first directory. Raises InputError.
+    """
+    directories = [directories] if isinstance(directories, (str, Path)) else list(directories)
+    if not directories:
+        raise InputError("launch.plot: no run folder given; usage: python -m launch.plot DIR...")
+    if interval not in INTERVALS:
+        raise unknown("--interval", interval, INTERVALS)
+    path = _target(directories[0], out, format)
+    runs = [run for directory in directories for run in read_runs(directory).values()]
+    chosen = checked_metrics(runs, metrics)
+    drawing, axes = figure.new_figure(len(chosen))
+    found = curves(runs)
+    for ax, metric in zip(axes, chosen, strict=True):
+        figure.draw_metric(ax, found, metric, interval)
+    figure.legend_below(drawing, axes)
+    figure.add_caption(drawing, caption(runs, interval))
+    return figure.save(drawing, path)
+
+
+def _target(directory: Path | str, out: Path | str | None, format: str | None) -> Path:
+    """Where the figure goes; the suffix and the format have to agree."""
+    if format is not None and format not in figure.FORMATS:
+        raise unknown("--format", format, figure.FORMATS)
+    if out is None:
+        return Path(directory) / f"figure.{format or 'png'}"
+    suffix = Path(out).suffix.removeprefix(".")
+    if suffix not in figure.FORMATS:
+        raise InputError(f"--out: '{out}' does not end in one of {', '.join('.' + each for each in figure.FORMATS)}")
+    if format not in (None, suffix):
+        raise InputError(f"--out: '{out}' does not end in .{format} as --format={format} asks")
+    if not Path(out).absolute().parent.is_dir():
+        raise InputError(f"--out: no folder {Path(out).parent}")
+    return Path(out)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's flags; defined when it runs, so that importing `plot` brings none."""
+    flags.DEFINE_list("metric", [], "Metrics to draw, one panel each.", flag_values=values)
+    flags.DEFINE_enum("interval", "bootstrap", INTERVALS, "95% interval of the mean over seeds.", flag_values=values)
+    flags.DEFINE_enum("format", None, figure.FORMATS, "Default: that of --out, else png.", flag_values=values)
+    flags.DEFINE_string("out", None, "Default: figure.<format> in the first folder.", flag_values=values)
+
+
+def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command: draws and prints where."""
+    print(plot(arguments, values.metric, values.interval, values.out, values.format))
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_cli(main)

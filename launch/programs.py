@@ -1,0 +1,119 @@
+"""What the loop runs: a program of pure functions for one lane, built from a task and a learner."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plastic_jax.learners.supervised import SupervisedLearner, SupervisedState
+from plastic_jax.paths import leaf_key
+from tasks.base import Task
+
+
+class Mean(NamedTuple):
+    """A mean in the making: 0-d float32 sum and number of values."""
+
+    sum: jax.Array
+    count: jax.Array
+
+
+Metrics = dict[str, Mean]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One lane's run, as pure functions; the loop, the lanes and the files know nothing else of task and learner.
+
+    Attributes:
+        init: `(key, hyper, data) -> carry`, everything there is before step 0.
+        step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update.
+        probe: `(carry, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
+        evaluate: `(carry, clock, data) -> metrics`, after step `clock - 1`, at multiples of `evaluate_every`.
+        diverged: `carry -> 0-d bool`, whether the lane's loss has ceased to be a number.
+        samples_per_step: examples or environment steps in one update.
+        bin: steps per bin of the metrics.
+        probe_every: steps, or `None` for never.
+        evaluate_every: steps, or `None` for never.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Metrics]]
+    probe: Callable[..., Metrics]
+    evaluate: Callable[..., Metrics]
+    diverged: Callable[[Any], jax.Array]
+    samples_per_step: int
+    bin: int
+    probe_every: int | None
+    evaluate_every: int | None
+
+
+class SupervisedCarry(NamedTuple):
+    """Everything of a lane: the stream, the learner, and whether it has diverged (0-d bool)."""
+
+    task: Any
+    learner: SupervisedState
+    diverged: jax.Array
+
+
+def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) -> Program:
+    """A task's stream shown to a supervised learner.
+
+    The lane's key gives one key for each purpose; those of the task and of the initial weights know neither the method
+    nor its numbers, so that all methods of a seed see the same stream and start from the same weights.
+    """
+    failure, schedule = task.spec.failure, task.schedule
+
+    def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> SupervisedCarry:
+        stream = task.init(leaf_key(key, "task"), data)
+        state = learner.init(leaf_key(key, "params"), leaf_key(key, "method"), hyper)
+        return SupervisedCarry(stream, state, jnp.zeros([], bool))
+
+    def step(
+        carry: SupervisedCarry, hyper: Mapping[str, Any], clock: jax.Array, data: Any
+    ) -> tuple[SupervisedCarry, Metrics]:
+        stream, batch = task.next(carry.task, clock, data)
+        state, seen = learner.step(carry.learner, hyper, batch, clock)
+        loss = seen["squared_error" if "squared_error" in seen else "loss"]
+        diverged = carry.diverged | ~jnp.isfinite(loss)
+        one = jnp.ones([], jnp.float32)
+        metrics = {n: Mean(_unless(diverged, v, failure.get(n)), one) for n, v in seen.items()}
+        return SupervisedCarry(stream, state, diverged), metrics
+
+    def probe(carry: SupervisedCarry, clock: jax.Array, data: Any) -> Metrics:
+        seen = learner.probe(carry.learner, task.probe_batch(carry.task, clock, data))
+        return {n: Mean(v, jnp.ones([], jnp.float32)) for n, v in seen.items()}
+
+    def evaluate(carry: SupervisedCarry, clock: jax.Array, data: Any) -> Metrics:
+        metrics = {}
+        for name, (x, y) in task.evaluation_batches(carry.task, clock, data).items():
+            total, count = learner.evaluate(carry.learner, x, y)
+            metrics[name] = Mean(_unless(carry.diverged, total, failure.get(name), count), count)
+        return metrics
+
+    return Program(
+        init=init,
+        step=step,
+        probe=probe,
+        evaluate=evaluate,
+        diverged=lambda carry: carry.diverged,
+        samples_per_step=task.spec.batch,
+        bin=bin_size,
+        probe_every=schedule.probe_every,
+        evaluate_every=schedule.evaluate_every,
+    )
+
+
+def continued(carry: SupervisedCarry, earlier: SupervisedCarry) -> SupervisedCarry:
+    """A lane that goes on with the stream and the very weights of `earlier`, and with all else of its own."""
+    return carry._replace(
+        task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(params=earlier.learner.params)
+    )
+
+
+def _unless(
+    diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0
+) -> jax.Array:
+    value = value.astype(jnp.float32)
+    return value if failure is None else jnp.where(diverged, failure * count, value)

@@ -1,0 +1,144 @@
+"""What people write in flags: names with settings, values, ranges, seeds."""
+
+import ast
+import math
+from typing import Any, NamedTuple
+
+from launch.errors import InputError
+
+
+class Call(NamedTuple):
+    """`name(key=value, ...)`."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """`[label=][first@step->]name(key=value, ...)`: a method under a label, at first perhaps another one."""
+
+    label: str
+    call: Call
+    first: Call | None = None
+    switch_at: int = 0
+
+
+def parse_call(flag: str, text: str) -> Call:
+    """`mlp(widths=(100,100),activation=tanh)` as a name and its settings; a bare word is a string.
+
+    Raises:
+        InputError: the text is not of this form.
+    """
+    text = text.strip()
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return Call(name.strip(), {})
+    try:
+        node = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+            raise ValueError
+        return Call(name.strip(), {str(k.arg): _literal(k.value) for k in node.keywords})
+    except (SyntaxError, ValueError):
+        raise InputError(f"{flag}: '{text}' is not of the form name(setting=value,...)") from None
+
+
+def parse_value(text: str) -> Any:
+    """A number, tuple, True, False or None as Python writes it, anything else as the string it is."""
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError):
+        return text.strip()
+
+
+def parse_methods(text: str) -> list[Entry]:
+    """`backprop,fast=continual_backprop(replacement_rate=1e-3),rescued=backprop@500000->continual_backprop`."""
+    entries = []
+    for part in split(text):
+        head, equals, rest = part.partition("=")
+        labelled = bool(equals) and "(" not in head and "@" not in head
+        label, body = (head.strip(), rest) if labelled else ("", part)
+        first, arrow, last = body.partition("->")
+        if arrow:
+            method, at, step = first.rpartition("@")
+            if not at or not label or not _is_whole(step):
+                raise InputError(f"--methods: '{part}' is not of the form label=method@step->method")
+            entries.append(Entry(label, parse_call("--methods", last), parse_call("--methods", method), int(float(step))))
+        else:
+            call = parse_call("--methods", body)
+            entries.append(Entry(label or call.name, call))
+    if not entries:
+        raise InputError("--methods: empty; name at least one (python -m launch.train --list shows them)")
+    for entry in entries:
+        if not entry.label.replace("_", "").replace("-", "").replace(".", "").isalnum():
+            raise InputError(f"--methods: label '{entry.label}' may hold letters, digits, '_', '-' and '.' only")
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"--methods: label '{label}' appears twice; write other=... before one of them")
+    return entries
+
+
+def parse_seeds(text: str | int) -> tuple[int, ...]:
+    """`30` is seeds 0 to 29, `100:130` seeds 100 to 129."""
+    first, colon, last = str(text).partition(":")
+    if not (_is_whole(first) and (not colon or _is_whole(last))):
+        raise InputError(f"--seeds: '{text}' is not N or A:B with whole numbers")
+    low, high = (int(float(first)), int(float(last))) if colon else (0, int(float(first)))
+    if low < 0 or high <= low or high > 2**31:
+        raise InputError(f"--seeds: '{text}' names no seed; N must be positive, A:B needs 0 <= A < B")
+    return tuple(range(low, high))
+
+
+def parse_setting(flag: str, text: str) -> tuple[str, str, str]:
+    """`[OWNER.]NAME=VALUE` as (owner or "", name, value)."""
+    head, equals, value = text.partition("=")
+    if not equals or not head.strip() or not value.strip():
+        raise InputError(f"{flag}: '{text}' is not of the form NAME=VALUE")
+    owner, _, name = head.strip().rpartition(".")
+    return owner, name, value.strip()
+
+
+def parse_sweep_values(flag: str, text: str) -> list[float]:
+    """`0.1,0.01` or `1e-6:1e-2:log5` or `0:1:lin3` as numbers."""
+    parts = text.split(":")
+    try:
+        if len(parts) == 3 and parts[2][:3] in ("log", "lin"):
+            low, high, n = float(parts[0]), float(parts[1]), int(parts[2][3:])
+            return _spread(flag, text, low, high, n, parts[2].startswith("log"))
+        values = [float(v) for v in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag}: '{text}' is not v1,v2,... or low:high:logN or low:high:linN with numbers") from None
+    if len(set(values)) < len(values):
+        raise InputError(f"{flag}: '{text}' names a value twice")
+    return values
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas that stand outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _spread(flag: str, text: str, low: float, high: float, n: int, logarithmic: bool) -> list[float]:
+    if n < 2 or not low < high or (logarithmic and low <= 0):
+        raise InputError(f"{flag}: '{text}' needs low < high, at least 2 values, and low > 0 for log")
+    shares = [i / (n - 1) for i in range(n)]
+    if logarithmic:
+        return [float(f"{math.exp(math.log(low) + s * math.log(high / low)):.6g}") for s in shares]
+    return [float(f"{low + s * (high - low):.6g}") for s in shares]
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return float(text) == int(float(text))
+    except (ValueError, OverflowError):
+        return False

@@ -1,0 +1,79 @@
+"""Laws from which the incoming weights of a fresh unit are drawn."""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3.0, "relu": math.sqrt(2.0), "elu": math.sqrt(2.0)}
+_GAINS |= {"swish": math.sqrt(2.0), "leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2))}
+
+
+def gain(activation: str) -> float:
+    """The gain of the Kaiming and Xavier laws for an activation (elu and swish as relu, as in the published code)."""
+    if activation not in _GAINS:
+        raise ValueError(f"gain: unknown activation '{activation}'; allowed: {', '.join(sorted(_GAINS))}")
+    return _GAINS[activation]
+
+
+class UnitInitializer(Protocol):
+    """Draws the incoming weights of `n` units: `(key, n, fan_in, fan_out, dtype) -> [n, fan_in]`, C order."""
+
+    def __call__(self, key: jax.Array, n: int, fan_in: int, fan_out: int, dtype: jnp.dtype) -> jax.Array: ...
+
+
+_LAWS = ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default")
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A named law of initialisation.
+
+    | name | weights |
+    |---|---|
+    | `kaiming_uniform` | `U(-b, b)`, `b = gain sqrt(3 / fan_in)` |
+    | `kaiming_normal` | `N(0, s^2)`, `s = gain sqrt(1 / fan_in)` |
+    | `lecun_uniform` | `b = sqrt(3 / fan_in)` |
+    | `xavier_uniform` | `b = gain sqrt(6 / (fan_in + fan_out))` |
+    | `torch_default` | `b = sqrt(1 / fan_in)` |
+
+    With `linspace=True` every unit gets the row `linspace(-b, b, fan_in)` (`b` the bound or the standard
+    deviation) instead of a draw: the deterministic rule of recorded traces.
+
+    Raises:
+        ValueError: the name is not one of those above.
+    """
+
+    name: str = "kaiming_uniform"
+    gain: float = 1.0
+    linspace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in _LAWS:
+            raise ValueError(f"initializer: unknown law '{self.name}'; allowed: {', '.join(_LAWS)}")
+
+    def scale(self, fan_in: int, fan_out: int) -> float:
+        """The bound of a uniform law, the standard deviation of a normal one."""
+        return {
+            "kaiming_uniform": self.gain * math.sqrt(3.0 / fan_in),
+            "kaiming_normal": self.gain * math.sqrt(1.0 / fan_in),
+            "lecun_uniform": math.sqrt(3.0 / fan_in),
+            "xavier_uniform": self.gain * math.sqrt(6.0 / (fan_in + fan_out)),
+            "torch_default": math.sqrt(1.0 / fan_in),
+        }[self.name]
+
+    def __call__(self, key: jax.Array, n: int, fan_in: int, fan_out: int, dtype: jnp.dtype) -> jax.Array:
+        b = self.scale(fan_in, fan_out)
+        if self.linspace:
+            return jnp.broadcast_to(jnp.asarray(np.linspace(-b, b, fan_in), dtype), (n, fan_in))
+        if self.name == "kaiming_normal":
+            return b * jax.random.normal(key, (n, fan_in), dtype)
+        return jax.random.uniform(key, (n, fan_in), dtype, -b, b)
+
+
+def unit_initializer(law: str | UnitInitializer, activation: str) -> UnitInitializer:
+    """The law itself, or the one of that name with the activation's gain."""
+    return Law(law, gain(activation)) if isinstance(law, str) else law

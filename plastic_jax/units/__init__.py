@@ -1,0 +1,6 @@
+"""Which slices of which parameters enter and leave every hidden unit."""
+
+from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
+from plastic_jax.units.mlp import mlp_units
+
+__all__ = ["Slice", "UnitGraph", "UnitGroup", "mlp_units"]

@@ -1,0 +1,1 @@
+"""Streams that never end and keep changing: what the learner is shown."""

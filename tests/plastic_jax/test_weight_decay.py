@@ -1,0 +1,148 @@
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plastic_jax.weight_decay import weight_decay as typed_weight_decay
+
+GOLDEN = pathlib.Path(__file__).parents[2].parent / "shared" / "golden"
+
+
+def replay(name, make_tx) -> tuple[Any, Any, Any, Any]:
+    """Learns the recorded problem `name` in float64; -> (recorded, losses, final parameters, final state)."""
+    path = GOLDEN / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"recorded trace {path} is not there")
+    recorded = np.load(path)
+    names = sorted(key.removeprefix("init/") for key in recorded.files if key.startswith("init/"))
+    layers = len(names) // 2
+
+    def loss(params, x, y):
+        for i in range(layers):
+            x = x @ params[f"W{i}"].T + params[f"b{i}"]
+            x = jax.nn.relu(x) if i < layers - 1 else x
+        return jnp.mean((x - y) ** 2)
+
+    with jax.enable_x64(True):
+        params: Any = {key: jnp.asarray(recorded[f"init/{key}"], jnp.float64) for key in names}
+        tx: Any = make_tx(recorded)
+
+        def step(carry, batch):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params, *batch)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        data = tuple(jnp.asarray(recorded[key], jnp.float64) for key in ("x", "y"))
+        (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), data)
+        return recorded, np.asarray(losses), jax.tree.map(np.asarray, params), state
+
+
+def assert_close(actual, recorded, prefix):
+    for key, value in actual.items():
+        np.testing.assert_allclose(value, recorded[f"f64/{prefix}/{key}"], rtol=1e-9, atol=1e-12, err_msg=key)
+
+
+# optax types a state as any tree of arrays; the tests look inside it.
+weight_decay: Any = typed_weight_decay
+PARAMS: Any = {"kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "bias": jnp.array([3.0, -1.0])}
+GRADIENT: Any = {"kernel": jnp.array([[0.1, 0.2], [-0.3, 0.4]]), "bias": jnp.array([1.0, -1.0])}
+
+
+def after_steps(tx, n=3, params=PARAMS):
+    state = tx.init(params)
+    for _ in range(n):
+        updates, state = tx.update(GRADIENT, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_zero_rate_returns_inner_itself():
+    inner = optax.adam(0.1)
+    assert weight_decay(inner, 0) is inner
+    assert weight_decay(inner, 0.0, coupled=False, step_size=0.1) is inner
+
+
+def test_coupled_and_decoupled_agree_for_plain_sgd_and_shrink_biases():
+    coupled = after_steps(weight_decay(optax.sgd(0.1), 0.5), n=1)
+    decoupled = after_steps(weight_decay(optax.sgd(0.1), 0.5, coupled=False, step_size=0.1), n=1)
+    np.testing.assert_allclose(coupled["bias"], 0.95 * PARAMS["bias"] - 0.1 * GRADIENT["bias"], rtol=1e-6)
+    assert_trees_close(coupled, decoupled, rtol=1e-6)
+
+
+def test_coupled_decay_enters_the_moments_of_adam_and_decoupled_decay_does_not():
+    adamw = after_steps(optax.adamw(0.1, weight_decay=0.5))
+    decoupled = after_steps(weight_decay(optax.adam(0.1), 0.5, coupled=False, step_size=0.1))
+    coupled = after_steps(weight_decay(optax.adam(0.1), 0.5))
+    assert_trees_close(decoupled, adamw, rtol=1e-5)
+    assert np.abs(coupled["kernel"] - adamw["kernel"]).max() > 0.1
+
+
+def test_rates_can_be_mapped_over():
+    rates = jnp.array([0.0, 0.01, 0.5])
+    mapped = jax.jit(jax.vmap(lambda rate: after_steps(weight_decay(optax.sgd(0.1, 0.9), rate))))(rates)
+    for i, rate in enumerate(rates.tolist()):
+        one = after_steps(weight_decay(optax.sgd(0.1, 0.9), rate))
+        assert_trees_close(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_traced_rate_keeps_bfloat16(coupled):
+    params, gradient = optax.tree.cast(PARAMS, jnp.bfloat16), optax.tree.cast(GRADIENT, jnp.bfloat16)
+
+    @jax.jit
+    def run(rate):
+        tx = weight_decay(optax.sgd(0.1, 0.9), rate, coupled=coupled, step_size=None if coupled else rate)
+        return tx.init(params), tx.update(gradient, tx.init(params), params)
+
+    state, (updates, new_state) = run(jnp.float32(0.1))
+    assert jax.tree.map(lambda leaf: leaf.dtype, new_state) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_extra_arguments_reach_inner_and_unknown_ones_are_ignored():
+    def update(updates, state, params=None, *, scale, **extra):
+        return jax.tree.map(lambda g: scale * g, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    updates, _ = weight_decay(inner, 1.0).update(GRADIENT, optax.EmptyState(), PARAMS, scale=2.0, boundary=True)
+    np.testing.assert_allclose(updates["bias"], 2 * (GRADIENT["bias"] + PARAMS["bias"]))
+    tx = weight_decay(optax.sgd(0.1), 1.0)
+    tx.update(GRADIENT, tx.init(PARAMS), PARAMS, clock=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": -0.1}, "rate must be >= 0, got -0.1"),
+        ({"rate": float("nan")}, "rate must be >= 0, got nan"),
+        ({"rate": lambda step: 0.1}, "rate must be a number"),
+        ({"rate": 0.1, "coupled": False}, "needs step_size"),
+        ({"rate": 0.1, "coupled": False, "step_size": -1.0}, "step_size must be >= 0"),
+        ({"rate": 0.1, "step_size": 0.1}, "no effect"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        weight_decay(optax.sgd(0.1), **arguments)
+
+
+def test_momentum_with_decay_replays_the_published_code():
+    recorded, losses, params, state = replay("mlp_l2", lambda _: weight_decay(optax.sgd(0.02, momentum=0.9), 0.01))
+    np.testing.assert_allclose(losses, recorded["f64/loss"], rtol=1e-9)
+    assert_close(params, recorded, "final")
+    assert_close(state[0].trace, recorded, "opt/momentum_buffer")
+
+
+def test_plain_gradient_descent_replays_the_published_code():
+    recorded, losses, params, _ = replay("mlp_bp_sgd", lambda _: weight_decay(optax.sgd(0.01), 0.0))
+    np.testing.assert_allclose(losses, recorded["f64/loss"], rtol=1e-9)
+    assert_close(params, recorded, "final")
