@@ -74,6 +74,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         carry: SupervisedCarry, hyper: Mapping[str, Any], clock: jax.Array, data: Any
     ) -> tuple[SupervisedCarry, Metrics]:
         stream, batch = task.next(carry.task, clock, data)
+        batch = jax.lax.optimization_barrier(batch)  # else XLA repeats the making of x in every pass over the weights
         state, seen = learner.step(carry.learner, hyper, batch, clock)
         loss = seen["squared_error" if "squared_error" in seen else "loss"]
         diverged = carry.diverged | ~jnp.isfinite(loss)

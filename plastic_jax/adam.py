@@ -107,7 +107,5 @@ def _seen(decay: Number, count: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _check_in(name: str, value: Any, low: float, high: float) -> None:
-    if callable(value):
-        raise ValueError(f"{name} must be a number or an array, got the function {value!r}")
-    if isinstance(value, int | float) and not low <= value < high:
-        raise ValueError(f"{name} must be in [{low}, {high}), got {value}")
+    if callable(value) or (isinstance(value, int | float) and not low <= value < high):
+        raise ValueError(f"{name} must be a number in [{low}, {high}) or an array, got {value!r}")

@@ -21,7 +21,7 @@ from plastic_jax.reset import (
     transferred_bias,
 )
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
-from plastic_jax.utility import UnitStats, Utility, unit_means, unit_utility
+from plastic_jax.utility import UnitStats, Utility, mean_magnitude, unit_means, unit_utility
 
 CountRule = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -66,6 +66,7 @@ class _Chosen(NamedTuple):
     """What one group knows after looking at a step: its statistics, and how many units should go."""
 
     age: jax.Array
+    correction: jax.Array
     utility: jax.Array
     mean_activation: jax.Array
     ranking: jax.Array
@@ -181,7 +182,7 @@ def continual_backprop(
         name = group.name
         age = optax.safe_increment(state.age[name])
         eta = jnp.asarray(decay_rate, state.utility[name].dtype)
-        correction = 1.0 - eta**age
+        correction = -jnp.expm1(age * jnp.log(eta))  # 1 - eta^a, exact for young units too
         old = (state.utility[name], state.mean_activation[name])
 
         def averages() -> tuple[jax.Array, jax.Array]:
@@ -197,7 +198,7 @@ def continual_backprop(
         expected = jnp.asarray(replacement_rate, average.dtype) * jnp.sum(eligible)
         accumulator, due = _owed(count, state.accumulator[name], expected, step_key, bounds[name])
         ranking = jnp.where(eligible, average / correction, jnp.inf)
-        return _Chosen(age, average, mean, ranking, accumulator, due)
+        return _Chosen(age, correction, average, mean, ranking, accumulator, due)
 
     def choose(
         group: UnitGroup, chosen: _Chosen, params: Any, feature: jax.Array, step_key: jax.Array, dtypes: dict[str, Any]
@@ -234,7 +235,7 @@ def continual_backprop(
             picks = {
                 g.name: choose(g, seen[g.name], new_params, features[g.name], keys[g.name], dtypes) for g in units.groups
             }
-            means = {n: s.mean_activation / (1.0 - decay_rate ** s.age)[:, None] for n, s in seen.items()}
+            means = {n: s.mean_activation / s.correction[:, None] for n, s in seen.items()}
             return picks, transferred_bias(units, picks, new_params, means) if transfer_bias else {}
 
         def none() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
@@ -320,7 +321,7 @@ def _magnitude(slices: list[Slice], params: Any, copies: int) -> jax.Array:
     """Mean |w| of the slices, weighted by their sizes, `[width, copies]`."""
     total = sum(s.fan for s in slices)
     return sum(
-        unit_means(jnp.abs(get_leaf(params, s.path).reshape(s.view_shape)), s.unit_dims, copies) * (s.fan / total)
+        mean_magnitude(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, copies) * (s.fan / total)
         for s in slices
     )  # pyright: ignore[reportReturnType]
 

@@ -116,8 +116,8 @@ def published_shrink_and_perturb(
     1 - step_size * weight_decay.
 
     `noise_every` = k adds sqrt(k) * noise_std * N(0, 1) after every k-th step and draws nothing in between: at batch
-    size 1 drawing a number for every weight costs more than learning. It differs from the published code in that the noise
-    arrives in bursts; its law over many steps is the same up to relative O(k * step_size).
+    size 1 drawing a number for every weight costs more than learning. It differs from the published code in that the
+    noise arrives in bursts; its law over many steps is the same up to relative O(k * step_size).
 
     Args:
         weight_decay: rate of the coupled decay, >= 0.
@@ -235,7 +235,8 @@ def _centre_and_std(params: optax.Params) -> tuple[jax.Array, jax.Array]:
     """Of every leaf: its value and 0 if all its elements are the same, else 0 and their standard deviation."""
     leaves = jax.tree.leaves(params)
     constant = jnp.array([jnp.ptp(leaf) == 0 for leaf in leaves], bool)
-    mean, std = jnp.array([leaf.mean() for leaf in leaves]), jnp.array([leaf.std() for leaf in leaves])
+    mean = jnp.array([leaf.mean() for leaf in leaves])
+    std = jnp.array([leaf.std() for leaf in leaves])
     return jnp.where(constant, mean, 0), jnp.where(constant, 0, std)
 
 

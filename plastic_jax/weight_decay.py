@@ -9,11 +9,7 @@ Number = float | jax.Array
 
 
 def weight_decay(
-    inner: optax.GradientTransformation,
-    rate: Number,
-    *,
-    coupled: bool = True,
-    step_size: Number | None = None,
+    inner: optax.GradientTransformation, rate: Number, *, coupled: bool = True, step_size: Number | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Decays every parameter, biases and normalisation parameters included, at `rate`.
 
@@ -73,7 +69,5 @@ def weight_decay(
 
 
 def _check_number(name: str, value: Any) -> None:
-    if callable(value):
-        raise ValueError(f"{name} must be a number or an array, got the function {value!r}")
-    if isinstance(value, int | float) and not value >= 0:
-        raise ValueError(f"{name} must be >= 0, got {value}")
+    if callable(value) or (isinstance(value, int | float) and not value >= 0):
+        raise ValueError(f"{name} must be a number >= 0 or an array, got {value!r}")

@@ -197,5 +197,6 @@ def _rows(array: jax.Array | np.ndarray, index: jax.Array) -> jax.Array:
 
 def _permuted(x: jax.Array | np.ndarray, permutation: jax.Array) -> jax.Array:
     """uint8 `[n, pixels]` to float32 in [0, 1], permuted while a pixel is still one byte."""
-    x = jnp.asarray(x).at[:, permutation].get(mode="promise_in_bounds", unique_indices=True)
-    return x.astype(jnp.float32) / 255
+    # On a CPU, a batch of 16 or more takes a third to a half of the time that gathering along the rows takes.
+    pixels = jnp.asarray(x).T.at[permutation].get(mode="promise_in_bounds", unique_indices=True)
+    return pixels.T.astype(jnp.float32) / 255

@@ -124,7 +124,7 @@ def test_counts_saturate():
 
 
 def test_numbers_can_be_mapped_over_and_the_type_is_kept():
-    gradient = optax.tree.cast(gradients(1)[0], jnp.bfloat16)
+    gradient: Any = optax.tree.cast(gradients(1)[0], jnp.bfloat16)
     params = optax.tree.cast(PARAMS, jnp.bfloat16)
 
     @jax.jit

@@ -53,7 +53,7 @@ PARAMS: Any = {"kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "bias": jnp.array
 GRADIENT: Any = {"kernel": jnp.array([[0.1, 0.2], [-0.3, 0.4]]), "bias": jnp.array([1.0, -1.0])}
 
 
-def after_steps(tx, n=3, params=PARAMS):
+def after_steps(tx, n=3, params=PARAMS) -> Any:
     state = tx.init(params)
     for _ in range(n):
         updates, state = tx.update(GRADIENT, state, params)
@@ -96,7 +96,7 @@ def test_rates_can_be_mapped_over():
 
 @pytest.mark.parametrize("coupled", [True, False])
 def test_traced_rate_keeps_bfloat16(coupled):
-    params, gradient = optax.tree.cast(PARAMS, jnp.bfloat16), optax.tree.cast(GRADIENT, jnp.bfloat16)
+    params, gradient = (optax.tree.cast(PARAMS, jnp.bfloat16), optax.tree.cast(GRADIENT, jnp.bfloat16))
 
     @jax.jit
     def run(rate):
@@ -109,8 +109,8 @@ def test_traced_rate_keeps_bfloat16(coupled):
 
 
 def test_extra_arguments_reach_inner_and_unknown_ones_are_ignored():
-    def update(updates, state, params=None, *, scale, **extra):
-        return jax.tree.map(lambda g: scale * g, updates), state
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(lambda g: extra["scale"] * g, updates), state
 
     inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     updates, _ = weight_decay(inner, 1.0).update(GRADIENT, optax.EmptyState(), PARAMS, scale=2.0, boundary=True)
@@ -122,11 +122,11 @@ def test_extra_arguments_reach_inner_and_unknown_ones_are_ignored():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rate": -0.1}, "rate must be >= 0, got -0.1"),
-        ({"rate": float("nan")}, "rate must be >= 0, got nan"),
+        ({"rate": -0.1}, "rate must be a number >= 0 .* got -0.1"),
+        ({"rate": float("nan")}, "rate must be a number >= 0 .* got nan"),
         ({"rate": lambda step: 0.1}, "rate must be a number"),
         ({"rate": 0.1, "coupled": False}, "needs step_size"),
-        ({"rate": 0.1, "coupled": False, "step_size": -1.0}, "step_size must be >= 0"),
+        ({"rate": 0.1, "coupled": False, "step_size": -1.0}, "step_size must be a number >= 0"),
         ({"rate": 0.1, "step_size": 0.1}, "no effect"),
     ],
 )
