@@ -210,7 +210,9 @@ METHODS: dict[str, MethodSpec] = {
             OPTIMIZER_NUMBERS
             | {
                 "weight_decay": dataclasses.replace(WEIGHT_DECAY, default=1e-4),
-                "noise_std": Number(1e-5, 0.0, 10.0, "standard deviation of the noise per step, whatever the step size"),
+                "noise_std": Number(
+                    1e-5, 0.0, 10.0, "standard deviation of the noise per step, whatever the step size"
+                ),
             },
             OPTIMIZER | {"noise_every": Choice(1, "draw the noise of k steps at once, at every k-th step", kind=int)},
             source=_DOHARE,
@@ -250,7 +252,9 @@ METHODS: dict[str, MethodSpec] = {
                 ),
                 "max_replacements": Choice(1, "bound on units replaced per layer and step", kind=int),
                 "utility_every": Choice(1, "measure utility at every k-th step only", kind=int),
-                "reset_state": Choice(True, "reset the inner optimizer's state of a replaced unit", (True, False), bool),
+                "reset_state": Choice(
+                    True, "reset the inner optimizer's state of a replaced unit", (True, False), bool
+                ),
                 "transfer_bias": Choice(False, "the next bias takes over the mean contribution", (True, False), bool),
             },
             needs_units=True,

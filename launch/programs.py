@@ -113,8 +113,6 @@ def continued(carry: SupervisedCarry, earlier: SupervisedCarry) -> SupervisedCar
     )
 
 
-def _unless(
-    diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0
-) -> jax.Array:
+def _unless(diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0) -> jax.Array:
     value = value.astype(jnp.float32)
     return value if failure is None else jnp.where(diverged, failure * count, value)

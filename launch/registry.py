@@ -157,7 +157,9 @@ def find_network(call: Call, outputs: int) -> nn.Module:
             raise unknown("--network: activation", str(network.activation), ACTIVATIONS)
         widths = network.widths if isinstance(network.widths, tuple) else (network.widths,)
         if not all(isinstance(w, int) and w > 0 for w in widths):
-            raise InputError(f"--network: widths={network.widths!r} are not positive integers, as in mlp(widths=(100,100))")
+            raise InputError(
+                f"--network: widths={network.widths!r} are not positive integers, as in mlp(widths=(100,100))"
+            )
         network = network.clone(widths=widths)
     return network
 

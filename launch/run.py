@@ -165,9 +165,7 @@ def _listen(queue: Any, report: Report) -> None:
         report(*item)
 
 
-def _finish(
-    plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray], float]], workdir: Any
-) -> Run:
+def _finish(plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray], float]], workdir: Any) -> Run:
     parts = sorted(parts, key=lambda part: part[0].start)
     arrays = {name: np.concatenate([p[1][name] for p in parts]) for name in parts[0][1]}
     diverged = np.flatnonzero(arrays.pop("diverged")).tolist()
@@ -205,7 +203,9 @@ def _finished(plan: Plan, workdir: Any) -> dict[str, Run]:
         found = read_run(folder)
         wanted = {str(k): _text(v) for k, v in plan.settings(job).items()}
         there = {k: _text(v) for k, v in found.meta["settings"].items()}
-        differ = [f"{k} {there.get(k)} there, {wanted.get(k)} asked" for k in wanted | there if wanted.get(k) != there.get(k)]
+        differ = [
+            f"{k} {there.get(k)} there, {wanted.get(k)} asked" for k in wanted | there if wanted.get(k) != there.get(k)
+        ]
         lanes = [(n.seed, dict(n.hyper)) for n in job.lanes]
         if lanes != [(n["seed"], n["hyper"]) for n in found.lanes]:
             differ.append(f"{len(found.lanes)} lanes there, {len(lanes)} asked, with other seeds or numbers")
@@ -258,4 +258,9 @@ def _versions() -> dict[str, str]:
 
 def _machine() -> dict[str, Any]:
     device = jax.devices()[0]
-    return {"system": platform.platform(), "cores": os.cpu_count(), "backend": device.platform, "device": device.device_kind}
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "backend": device.platform,
+        "device": device.device_kind,
+    }

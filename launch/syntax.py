@@ -62,7 +62,9 @@ def parse_methods(text: str) -> list[Entry]:
             method, at, step = first.rpartition("@")
             if not at or not label or not _is_whole(step):
                 raise InputError(f"--methods: '{part}' is not of the form label=method@step->method")
-            entries.append(Entry(label, parse_call("--methods", last), parse_call("--methods", method), int(float(step))))
+            entries.append(
+                Entry(label, parse_call("--methods", last), parse_call("--methods", method), int(float(step)))
+            )
         else:
             call = parse_call("--methods", body)
             entries.append(Entry(label or call.name, call))

@@ -176,7 +176,12 @@ def continual_backprop(
         )
 
     def look(
-        group: UnitGroup, state: ContinualBackpropState, params: Any, feature: jax.Array, step_key: jax.Array, measuring: Any
+        group: UnitGroup,
+        state: ContinualBackpropState,
+        params: Any,
+        feature: jax.Array,
+        step_key: jax.Array,
+        measuring: Any,
     ) -> _Chosen:
         """Ages the group, measures its units, and says how many of them should go."""
         name = group.name
@@ -215,11 +220,19 @@ def continual_backprop(
         return draw_replacement(group, index.astype(jnp.int32), valid, step_key, laws[group.name], dtypes)
 
     def update(
-        updates: Any, state: ContinualBackpropState, params: Any = None, *, features: Any = None, clock: Any = None, **extra: Any
+        updates: Any,
+        state: ContinualBackpropState,
+        params: Any = None,
+        *,
+        features: Any = None,
+        clock: Any = None,
+        **extra: Any,
     ) -> tuple[Any, ContinualBackpropState]:
         if params is None or features is None:
             missing = "params" if params is None else "features"
-            raise ValueError(f"continual_backprop: update needs `{missing}`; call update(grads, state, params, features=features)")
+            raise ValueError(
+                f"continual_backprop: update needs `{missing}`; call update(grads, state, params, features=features)"
+            )
         updates, inner_state = inner.update(updates, state.inner, params, features=features, clock=clock, **extra)
         new_params = optax.apply_updates(params, updates)
         key = jax.random.fold_in(state.key, state.count) if _draws_every_step(count) else state.key
@@ -233,7 +246,8 @@ def continual_backprop(
         def some() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
             keys = {g.name: leaf_key(jax.random.fold_in(state.key, state.count), g.name) for g in units.groups}
             picks = {
-                g.name: choose(g, seen[g.name], new_params, features[g.name], keys[g.name], dtypes) for g in units.groups
+                g.name: choose(g, seen[g.name], new_params, features[g.name], keys[g.name], dtypes)
+                for g in units.groups
             }
             means = {n: s.mean_activation / s.correction[:, None] for n, s in seen.items()}
             return picks, transferred_bias(units, picks, new_params, means) if transfer_bias else {}
@@ -254,7 +268,11 @@ def continual_backprop(
 
 
 def _next_state(
-    state: ContinualBackpropState, inner_state: Any, units: UnitGraph, seen: dict[str, _Chosen], replacements: dict[str, Replacement]
+    state: ContinualBackpropState,
+    inner_state: Any,
+    units: UnitGraph,
+    seen: dict[str, _Chosen],
+    replacements: dict[str, Replacement],
 ) -> ContinualBackpropState:
     gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
     total = {n: state.replaced[n] + jnp.sum(gone[n], dtype=jnp.int32) for n in gone}
@@ -278,7 +296,9 @@ def _owed(
         return accumulator, jnp.minimum(rule(key, expected), bound)
     if rule == "bernoulli":
         drawn = jax.random.uniform(leaf_key(key, "count"), dtype=expected.dtype) <= expected
-        owed = jnp.where(expected < 1.0, jnp.where(expected > 0.0, drawn, False).astype(expected.dtype), jnp.floor(expected))
+        owed = jnp.where(
+            expected < 1.0, jnp.where(expected > 0.0, drawn, False).astype(expected.dtype), jnp.floor(expected)
+        )
         return accumulator, jnp.minimum(owed, bound).astype(jnp.int32)
     total, lost = accumulator[0], accumulator[1]
     if expected.dtype == jnp.float64:
@@ -331,7 +351,11 @@ def _group_dtype(group: UnitGroup, params: Any) -> Any:
 
 
 def _check_arguments(rate: Any, maturity: Any, decay: Any, bound: int, every: int, count: Any) -> None:
-    ranges = (("replacement_rate", rate, 0.0, 1.0), ("maturity_threshold", maturity, 0, 2**31 - 1), ("decay_rate", decay, 0.0, 1.0))
+    ranges = (
+        ("replacement_rate", rate, 0.0, 1.0),
+        ("maturity_threshold", maturity, 0, 2**31 - 1),
+        ("decay_rate", decay, 0.0, 1.0),
+    )
     for name, value, low, high in ranges:
         if isinstance(value, int | float) and not low <= value <= high:
             raise ValueError(f"continual_backprop: {name}={value} is not in [{low}, {high}]")
@@ -339,4 +363,6 @@ def _check_arguments(rate: Any, maturity: Any, decay: Any, bound: int, every: in
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"continual_backprop: {name}={value!r} is not a positive integer")
     if not callable(count) and count not in ("accumulate", "bernoulli"):
-        raise ValueError(f"continual_backprop: count='{count}'; allowed: accumulate, bernoulli, or a function (key, owed) -> number")
+        raise ValueError(
+            f"continual_backprop: count='{count}'; allowed: accumulate, bernoulli, or a function (key, owed) -> number"
+        )

@@ -110,7 +110,9 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
     chosen = optax.tree_utils.tree_map_params(
         inner, mask_of, state, masks, transform_non_params=lambda _: False, is_leaf=is_leaf
     )
-    return jax.tree.map(lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state)
+    return jax.tree.map(
+        lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state
+    )
 
 
 def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, mean_feature: Any) -> Any:
@@ -177,9 +179,13 @@ def check_units(units: UnitGraph, params: Any, what: str) -> None:
     for group in units.groups:
         for s in (*group.incoming, *group.outgoing):
             if s.path not in names:
-                raise ValueError(f"{what}: group '{group.name}' names parameter '{s.path}'; there are: {', '.join(sorted(names))}")
+                raise ValueError(
+                    f"{what}: group '{group.name}' names parameter '{s.path}'; there are: {', '.join(sorted(names))}"
+                )
             leaf = get_leaf(params, s.path)
             if math.prod(s.view_shape) != math.prod(leaf.shape):
                 raise ValueError(f"{what}: view {s.view_shape} of '{s.path}' does not fit its shape {leaf.shape}")
             if s.view_shape[s.unit_dims[0]] != group.width:
-                raise ValueError(f"{what}: axis {s.unit_dims[0]} of '{s.path}' {s.view_shape} has not {group.width} units")
+                raise ValueError(
+                    f"{what}: axis {s.unit_dims[0]} of '{s.path}' {s.view_shape} has not {group.width} units"
+                )

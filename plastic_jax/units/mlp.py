@@ -24,7 +24,9 @@ def mlp_units(network: MLP, params: Any) -> UnitGraph:
                 raise ValueError(f"mlp_units: no layer '{layer}' in the parameters; found: {', '.join(sorted(params))}")
         rows, columns = params[made]["kernel"].shape, params[read]["kernel"].shape
         if (rows[1], columns[0]) != (width, width):
-            raise ValueError(f"mlp_units: layer '{made}' has {rows[1]} units, '{read}' reads {columns[0]}, expected {width}")
+            raise ValueError(
+                f"mlp_units: layer '{made}' has {rows[1]} units, '{read}' reads {columns[0]}, expected {width}"
+            )
         groups.append(
             UnitGroup(
                 name=made,
