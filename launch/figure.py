@@ -40,11 +40,11 @@ def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1)
     figure = Figure(figsize=(width or (5.6 if panels == 1 else 3.6 * columns), height * rows), layout="constrained")
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     for ax in axes:
-        _bare(ax)
+        bare(ax)
     return figure, axes
 
 
-def _bare(ax: "Axes") -> None:
+def bare(ax: "Axes") -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     ax.grid(color=PALE, linewidth=0.7)

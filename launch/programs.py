@@ -12,6 +12,10 @@ from plastic_jax.paths import leaf_key
 from tasks.base import Task
 
 
+DIVERGED = 1e6
+"""A lane whose loss reaches this, or is not a number, has diverged for good."""
+
+
 class Mean(NamedTuple):
     """A mean in the making: 0-d float32 sum and number of values."""
 
@@ -31,7 +35,7 @@ class Program:
         step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update.
         probe: `(carry, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
         evaluate: `(carry, clock, data) -> metrics`, after step `clock - 1`, at multiples of `evaluate_every`.
-        diverged: `carry -> 0-d bool`, whether the lane's loss has ceased to be a number.
+        diverged: `carry -> 0-d bool`, whether the lane has diverged.
         samples_per_step: examples or environment steps in one update.
         bin: steps per bin of the metrics.
         probe_every: steps, or `None` for never.
@@ -77,7 +81,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         batch = jax.lax.optimization_barrier(batch)  # else XLA repeats the making of x in every pass over the weights
         state, seen = learner.step(carry.learner, hyper, batch, clock)
         loss = seen["squared_error" if "squared_error" in seen else "loss"]
-        diverged = carry.diverged | ~jnp.isfinite(loss)
+        diverged = carry.diverged | ~(loss < DIVERGED)
         one = jnp.ones([], jnp.float32)
         metrics = {n: Mean(_unless(diverged, v, failure.get(n)), one) for n, v in seen.items()}
         return SupervisedCarry(stream, state, diverged), metrics

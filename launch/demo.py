@@ -1,0 +1,142 @@
+"""python -m launch.demo: loss of plasticity, its cures and a rescue, in one figure, one table and two sentences.
+
+Slowly-changing regression, 30 seeds x 1,000,000 steps. At half time the damaged backprop networks go on twice: with
+backprop, and with continual backprop. Settings of all methods were tuned on other seeds, nine settings each
+(results/tuning).
+"""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+from launch import figure
+from launch.cli import run_cli
+from launch.experiment import Experiment
+from launch.run import enable_compilation_cache, run
+from launch.run_folder import Run
+from launch.statistics import interval, late_mean, paired_difference
+from launch.syntax import parse_seeds
+from launch.train import progress_bar
+
+METHODS = (
+    "shrink_and_perturb=published_shrink_and_perturb,rescue=backprop@{half}->continual_backprop,continual_backprop,"
+    "backprop,best_step_size=backprop(step_size={best}),l2,fresh_network,linear"
+)
+BEST_STEP_SIZE = 0.003
+COMPARED = ("backprop", "best_step_size", "l2", "shrink_and_perturb", "continual_backprop")
+BASELINES = ("fresh_network", "linear")
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's flags; defined when it runs, so that importing this module brings none."""
+    flags.DEFINE_string("workdir", "runs/demo", "folder for the results", flag_values=values)
+    flags.DEFINE_string("seeds", "30", "N for seeds 0 to N-1, A:B for seeds A to B-1", flag_values=values)
+    flags.DEFINE_integer("steps", 1_000_000, "length in updates", flag_values=values)
+    flags.DEFINE_integer("workers", None, "processes that share the work", flag_values=values)
+
+
+def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Run, draw, tabulate, and say in words what came out."""
+    half = values.steps // 2
+    methods = METHODS.format(half=half, best=BEST_STEP_SIZE)
+    experiment = Experiment("slowly_changing_regression", methods, parse_seeds(values.seeds), values.steps)
+    workdir = Path(values.workdir)
+    with progress_bar(values.steps * len(experiment.seeds) * 8) as report:
+        runs = run(experiment, workdir, values.workers, report)
+    path = draw(runs, half, workdir / "figure.png")
+    text = f"{table(runs)}\n\n{words(runs)}\n"
+    (workdir / "summary.md").write_text(text)
+    print(f"{text}\nfigure: {path}\ntable:  {workdir / 'summary.md'}")
+
+
+def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
+    """The figure: errors beside the two baselines; dormant units and weights; the rescue."""
+    drawing, _ = figure.new_figure(0, width=11.5, height=0)
+    drawing.set_size_inches(11.5, 3.9)
+    grid = drawing.add_gridspec(2, 3, width_ratios=(1.25, 1, 1.05))
+    axes = [drawing.add_subplot(where) for where in (grid[:, 0], grid[0, 1], grid[1, 1], grid[:, 2])]
+    for ax in axes:
+        figure.bare(ax)
+    compared = figure.curves({name: runs[name] for name in (*COMPARED, *BASELINES)})
+    inside = [curve for curve in compared if curve.run.label != "linear"]
+    figure.draw_metric(axes[0], compared, "squared_error")
+    figure.draw_metric(axes[1], inside, "dormant_units")
+    figure.draw_metric(axes[2], inside, "mean_weight_magnitude")
+    together = figure.curves({name: runs[name] for name in ("backprop", "continual_backprop", *BASELINES)})
+    rescued = _after(runs["rescue"], half)
+    figure.draw_metric(axes[3], together, "squared_error")
+    figure.draw_metric(axes[3], figure.curves([rescued]), "squared_error")
+    axes[3].axvline(half, color=figure.GREY, linewidth=0.8, linestyle=":")
+    axes[1].set_xlabel("")
+    titles = ("Error on the stream", "Inside the networks", "", "Rescue at half time")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=10, loc="left", color=figure.INK)
+    figure.legend_below(drawing, axes)
+    figure.add_caption(drawing, figure.caption({name: runs[name] for name in (*COMPARED, *BASELINES)}, "bootstrap"))
+    return figure.save(drawing, path)
+
+
+def table(runs: dict[str, Run]) -> str:
+    """Markdown: per method the first and the last tenth of the run, and the paired difference to backprop at the end."""
+    lines = [
+        "| method | squared error, first tenth | last tenth | minus backprop, paired | dormant units at the end | mean weight magnitude |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in (*COMPARED, "rescue", *BASELINES):
+        one = runs[name]
+        early = one.metrics["squared_error"][:, : max(1, len(one.step) // 10)].mean(1)
+        late = late_mean(one, "squared_error")
+        gap = paired_difference(late, late_mean(runs["backprop"], "squared_error"))
+        paired = "" if name == "backprop" else f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+        dormant = f"{100 * late_mean(one, 'dormant_units').mean():.0f} %" if "dormant_units" in one.metrics else ""
+        weights = f"{late_mean(one, 'mean_weight_magnitude').mean():.2f}"
+        told = " (told of changes)" if one.meta["task_aware"] else ""
+        lines.append(
+            f"| {name.replace('_', ' ')}{told} | {_mean(early)} | {_mean(late)} | {paired} | {dormant} | {weights} |"
+        )
+    return "\n".join(lines)
+
+
+def words(runs: dict[str, Run]) -> str:
+    """Two sentences, computed from the numbers."""
+    late = {name: late_mean(one, "squared_error") for name, one in runs.items()}
+    early = runs["backprop"].metrics["squared_error"][:, : max(1, len(runs["backprop"].step) // 10)].mean(1)
+    lost = paired_difference(late["backprop"], early)
+    n = len(early)
+    verb = "rose" if lost.low > 0 else "fell" if lost.high < 0 else "did not clearly change"
+    first = (
+        f"Over {runs['backprop'].step[-1]:,} steps and {n} seeds the squared error of backprop {verb} from "
+        f"{early.mean():.2f} to {late['backprop'].mean():.2f} (difference {lost.mean:+.2f}, 95 % interval "
+        f"[{lost.low:+.2f}, {lost.high:+.2f}]), beside {late['fresh_network'].mean():.2f} of a network that starts "
+        f"afresh at each change and {late['linear'].mean():.2f} of a linear one; with continual backprop it ended at "
+        f"{late['continual_backprop'].mean():.2f}."
+    )
+    gain = paired_difference(late["rescue"], late["backprop"])
+    whether = "recovered" if gain.high < 0 else "did not clearly recover"
+    second = (
+        f"The same damaged networks, given continual backprop from half time on, {whether}: they ended at "
+        f"{late['rescue'].mean():.2f}, {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] from those left with "
+        f"backprop, lower in {gain.wins} of {gain.n} seeds."
+    )
+    return textwrap.fill(f"{first} {second}", 110)
+
+
+def _mean(values: np.ndarray) -> str:
+    mean, low, high = (float(v) for v in interval(values))
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _after(one: Run, step: int) -> Run:
+    """The run without what was measured up to `step`."""
+    metrics = {name: np.where(one.step > step, values, np.nan) for name, values in one.metrics.items()}
+    return dataclasses.replace(one, metrics=metrics)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    enable_compilation_cache()
+    define_flags()
+    run_cli(main)
