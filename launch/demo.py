@@ -54,23 +54,26 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
 
 def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
     """The figure: errors beside the two baselines; dormant units and weights; the rescue."""
-    drawing, _ = figure.new_figure(0, width=11.5, height=0)
-    drawing.set_size_inches(11.5, 3.9)
+    drawing, (whole,) = figure.new_figure(1, width=11.5, height=4.2)
+    whole.remove()
     grid = drawing.add_gridspec(2, 3, width_ratios=(1.25, 1, 1.05))
     axes = [drawing.add_subplot(where) for where in (grid[:, 0], grid[0, 1], grid[1, 1], grid[:, 2])]
     for ax in axes:
         figure.bare(ax)
-    compared = figure.curves({name: runs[name] for name in (*COMPARED, *BASELINES)})
-    inside = [curve for curve in compared if curve.run.label != "linear"]
+    step_size = runs["backprop"].lanes[0]["hyper"]["step_size"]
+    told = {"backprop": f"step size {step_size:g}", "best_step_size": f"step size {BEST_STEP_SIZE:g}"}
+    shown = {**runs, "rescue": _after(runs["rescue"], half)}
+    curves = [dataclasses.replace(c, distinction=told.get(c.run.label, "")) for c in figure.curves(shown)]
+    compared = [c for c in curves if c.run.label != "rescue"]
     figure.draw_metric(axes[0], compared, "squared_error")
-    figure.draw_metric(axes[1], inside, "dormant_units")
-    figure.draw_metric(axes[2], inside, "mean_weight_magnitude")
-    together = figure.curves({name: runs[name] for name in ("backprop", "continual_backprop", *BASELINES)})
-    rescued = _after(runs["rescue"], half)
-    figure.draw_metric(axes[3], together, "squared_error")
-    figure.draw_metric(axes[3], figure.curves([rescued]), "squared_error")
+    figure.draw_metric(axes[1], [c for c in compared if c.run.label != "linear"], "dormant_units")
+    figure.draw_metric(axes[2], [c for c in compared if c.run.label != "linear"], "mean_weight_magnitude")
+    together = ("backprop", "rescue", "continual_backprop", *BASELINES)
+    figure.draw_metric(axes[3], [c for c in curves if c.run.label in together], "squared_error")
     axes[3].axvline(half, color=figure.GREY, linewidth=0.8, linestyle=":")
     axes[1].set_xlabel("")
+    axes[1].set_ylabel("dormant units (%)", fontsize=9)
+    axes[2].set_ylabel("mean |weight|", fontsize=9)
     titles = ("Error on the stream", "Inside the networks", "", "Rescue at half time")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=10, loc="left", color=figure.INK)

@@ -28,16 +28,21 @@ PALE, GREY = "#E6E6E6", "#999999"
 
 
 def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1) -> tuple["Figure", list["Axes"]]:
-    """A figure with `panels` axes side by side, drawn without a display; sizes in inches."""
+    """A figure with `panels` axes, three to a row, drawn without a display; sizes in inches, `height` that of a row.
+
+    With 0 panels the caller adds its own axes and gives each its look with `bare`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of the fonts it finds
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(panels, 3)
+    columns = max(1, min(panels, 3))
     rows = -(-panels // columns)
     figure = Figure(figsize=(width or (5.6 if panels == 1 else 3.6 * columns), height * rows), layout="constrained")
+    FigureCanvasAgg(figure)  # measures the legend
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     for ax in axes:
         bare(ax)
@@ -45,6 +50,7 @@ def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1)
 
 
 def bare(ax: "Axes") -> None:
+    """Give axes the look of `new_figure`: light grid, two spines, 9-point ticks."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     ax.grid(color=PALE, linewidth=0.7)
@@ -97,32 +103,49 @@ def _step_axis(ax: "Axes", last: int) -> None:
     ax.set_xlim(left=0)
 
 
-def legend_below(figure: "Figure", axes: Sequence["Axes"], room: int = 0) -> None:
-    """One legend for all axes under them, where it covers no data; as many columns as fit the figure's width."""
+def legend_below(figure: "Figure", axes: Sequence["Axes"]) -> None:
+    """One legend for all axes under them, where it covers no data, in as many columns as fit; the figure grows."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    if not entries:
-        return
-    characters = figure.get_size_inches()[0] * 14.5  # of 9-point type, in the figure's width
-    columns = int(characters // (max(map(len, entries)) + 8 + room))
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=max(1, min(columns, len(entries), 4)),
-        fontsize=9, frameon=False, handlelength=2.4, columnspacing=1.6, labelcolor=INK,
-    )  # fmt: skip
+    width, height = figure.get_size_inches()
+    place = {"loc": "upper center", "bbox_to_anchor": (width / 2, -height), "bbox_transform": _inches_from_top(figure)}
+    look = {"fontsize": 9, "frameon": False, "labelcolor": INK, "handlelength": 2.4, "columnspacing": 1.6}
+    for columns in range(min(4, len(entries)), 0, -1):
+        legend = figure.legend(list(entries.values()), list(entries), ncols=columns, **place, **look)  # type: ignore[arg-type]
+        legend.set_in_layout(False)
+        extent = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        if extent.width <= width * figure.dpi or columns == 1:
+            _grow(figure, extent.height / figure.dpi + 0.08)
+            return
+        legend.remove()
 
 
 def add_caption(figure: "Figure", text: str) -> None:
     """Set `text` in small type under everything else, wrapped to the figure's width; the figure grows to hold it."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(text, int(width * 15.5), break_long_words=False, break_on_hyphens=False)
-    taken = 0.155 * len(lines) + 0.08  # inches
-    figure.set_size_inches(width, height + taken)
-    bottom = taken / (height + taken)
-    figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))  # type: ignore[union-attr]
-    place = {"x": 0.12 / width, "y": (taken - 0.04) / (height + taken)}
+    place = {"x": 0.12, "y": -height - 0.06, "transform": _inches_from_top(figure), "in_layout": False}
     figure.text(**place, s="\n".join(lines), fontsize=8, color="#666666", va="top", linespacing=1.25)
+    _grow(figure, 0.145 * len(lines) + 0.12)
+
+
+def _inches_from_top(figure: "Figure") -> Any:
+    """Coordinates in inches from the upper left corner, which stay where they are when the figure grows."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return figure.dpi_scale_trans + ScaledTranslation(0, 1, figure.transFigure)
+
+
+def _grow(figure: "Figure", inches: float) -> None:
+    """Make the figure taller at its lower end, and keep the axes out of what was added."""
+    engine = figure.get_layout_engine()
+    width, height = figure.get_size_inches()
+    below = engine.get()["rect"][1] * height + inches  # type: ignore[union-attr]
+    figure.set_size_inches(width, height + inches)
+    share = below / (height + inches)
+    engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[union-attr]
 
 
 def save(figure: "Figure", path: Path | str, format: str | None = None) -> Path:
