@@ -6,7 +6,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Lazy, so that commands that only read results start without JAX.
     if name == "run":
-        from launch.run import run
+        from launch.runner import run
 
         return run
     if name == "Experiment":

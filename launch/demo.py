@@ -15,7 +15,7 @@ from absl import flags, logging
 from launch import figure
 from launch.cli import run_cli
 from launch.experiment import Experiment
-from launch.run import enable_compilation_cache, run
+from launch.runner import enable_compilation_cache, run
 from launch.run_folder import Run
 from launch.statistics import interval, late_mean, paired_difference
 from launch.syntax import parse_seeds

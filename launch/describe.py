@@ -9,7 +9,7 @@ from launch.lanes import job_program, parameter_count, units_of
 from launch.loop import LONGEST_CHUNK, chunk_length
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method
-from launch.run import load_data
+from launch.runner import load_data
 from launch.syntax import Call
 
 # Seconds per lane-step on one CPU core: a start, and per parameter in and out of the cache (see results/benchmarks).

@@ -67,7 +67,7 @@ def parse_methods(text: str) -> list[Entry]:
             )
         else:
             call = parse_call("--methods", body)
-            entries.append(Entry(label or call.name, call))
+            entries.append(Entry(label or call.name.rpartition(":")[2], call))
     if not entries:
         raise InputError("--methods: empty; name at least one (python -m launch.train --list shows them)")
     for entry in entries:

@@ -20,7 +20,7 @@ from launch.cli import run_cli
 from launch.errors import InputError
 from launch.experiment import Experiment, resolve
 from launch.plot import plot
-from launch.run import enable_compilation_cache, run
+from launch.runner import enable_compilation_cache, run
 from launch.run_folder import Run
 from launch.sinks import check_sinks, open_sinks
 from launch.statistics import interval, late_mean

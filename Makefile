@@ -1,0 +1,56 @@
+# Needs only make and Python 3.11 or 3.12; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test lint types pytest bench clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP) ## loss of plasticity, its cures and a rescue: a figure and a table in runs/demo
+	$(PY) -m launch.demo
+
+test: lint types pytest ## lint, types and tests
+
+lint: $(STAMP) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP) ## basedpyright on plastic_jax
+	$(PY) -m basedpyright --pythonpath $(PY)
+
+pytest: $(STAMP) ## the tests; ARGS='-k adam' chooses among them
+	$(PY) -m pytest -n 2 $(ARGS)
+
+bench: $(STAMP) ## steps per second on this machine
+	$(PY) -m launch.benchmark
+
+install: $(STAMP) ## set up .venv, as every other target does when it has to
+
+clean: ## remove .venv and caches; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv installs several times faster than pip. Where it cannot reach a package index that only pip knows of, pip does it.
+$(STAMP): pyproject.toml
+	@$(PY) -m pip --version >/dev/null 2>&1 || { $(find_python); "$$python" -m venv --clear $(VENV); }
+	@echo "installing into $(VENV) (about 1.5 GB)"
+	@rm -f $@
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(PY) -m uv pip install --quiet --python $(PY) -e '.[run,dev]' || $(PY) -m pip install --quiet -e '.[run,dev]'
+	@touch $@
+
+# PYTHON=... overrides. Newer Pythons come last, since the tests run on 3.11 and 3.12.
+define find_python
+python=; for candidate in $(PYTHON) python3 python3.12 python3.11; do \
+  "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+    >/dev/null 2>&1 && { python=$$candidate; break; }; \
+done; \
+[ "$$python" ] || python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+  && python=$${python:-python3}; \
+[ "$$python" ] || { echo "error: needs Python 3.11 or 3.12 with the venv module (python3 is \
+$$(python3 --version 2>&1 | tail -n 1)); install it, or say: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+endef

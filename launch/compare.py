@@ -1,0 +1,215 @@
+"""Compare methods by seed: the difference late in the run, paired, with its 95 percent interval.
+
+python -m launch.compare A B [--metric=squared_error] [--window=0.1] [--interval=se|bootstrap]
+                             [--format=text|markdown|latex]
+
+A and B are method folders (DIR/label) or run folders (then every label that both hold). A run folder alone compares
+all pairs of its labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from launch.cli import run_cli
+from launch.curves import HEADLINES, Curve, curves, metric_style
+from launch.errors import InputError, unknown
+from launch.run_folder import RUN, Run, read_runs
+from launch.statistics import INTERVALS, Difference, late_mean, paired_difference
+
+FORMATS = ("text", "markdown", "latex")
+HEADINGS = ("metric", "A", "B", "mean A", "mean B", "A - B", "95% interval", "pairs", "A better")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: names of A and B, their means over the common seeds, and the paired difference A - B.
+
+    Means and difference are in the unit of the metric's axis (accuracies in percent).
+    """
+
+    metric: str
+    a: str
+    b: str
+    mean_a: float
+    mean_b: float
+    difference: Difference
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of `HEADINGS`."""
+        d = self.difference
+        ends = f"[{d.low:.4g}, {d.high:.4g}]" if d.n > 1 else f"n={d.n}"
+        means = (f"{self.mean_a:.4g}", f"{self.mean_b:.4g}", f"{d.mean:.4g}")
+        return (metric_style(self.metric).label, self.a, self.b, *means, ends, str(d.n), f"{d.wins}/{d.n}")
+
+
+def compare(
+    a: Path | str,
+    b: Path | str | None = None,
+    metrics: Sequence[str] | None = None,
+    window: float = 0.1,
+    interval: str = "se",
+) -> list[Row]:
+    """Paired differences between the runs of `a` and `b` over the last `window` of the run; InputError if unlike."""
+    if interval not in INTERVALS:
+        raise unknown("--interval", interval, INTERVALS)
+    pairs = _pairs(a, b)
+    rows = []
+    for one, other in pairs:
+        _comparable(one, other)
+        chosen = list(dict.fromkeys(metrics)) if metrics else [_shared_headline(one, other)]
+        named = _named(one, other)
+        for metric in chosen:
+            rows += [_row(metric, first, second, window, interval) for first, second in named]
+    return rows
+
+
+def _pairs(a: Path | str, b: Path | str | None) -> list[tuple[Run, Run]]:
+    first = read_runs(a)
+    if b is None:
+        if len(first) < 2:
+            raise InputError(f"{a}: holds the one label {next(iter(first))}; name a second folder to compare it with")
+        return list(combinations(first.values(), 2))
+    second = read_runs(b)
+    if (Path(a) / RUN).is_file() or (Path(b) / RUN).is_file():
+        found = [(x, y) for x in first.values() for y in second.values() if x.meta["folder"] != y.meta["folder"]]
+    else:
+        found = [(first[label], second[label]) for label in first if label in second]
+    if not found:
+        raise InputError(f"{a} and {b}: no label in common ({', '.join(first)} and {', '.join(second)})")
+    return found
+
+
+def _comparable(one: Run, other: Run) -> None:
+    """Refuse what would not be the same stream for as long."""
+    for what, values in (
+        ("tasks", [run.meta["task"] for run in (one, other)]),
+        ("numbers of steps", [int(run.step[-1]) if len(run.step) else 0 for run in (one, other)]),
+    ):
+        if values[0] != values[1]:
+            raise InputError(f"{one.label} and {other.label}: different {what}, {values[0]} and {values[1]}")
+
+
+def _shared_headline(one: Run, other: Run) -> str:
+    shared = [name for name in (*HEADLINES, *one.metrics) if name in one.metrics and name in other.metrics]
+    if not shared:
+        raise InputError(f"{one.label} and {other.label}: no metric in common")
+    return shared[0]
+
+
+def _named(one: Run, other: Run) -> list[tuple[Curve, Curve]]:
+    """The groups of settings to compare: those that agree on every hyperparameter which both runs sweep."""
+    found = curves([one, other])
+    firsts, seconds = ([curve for curve in found if curve.run is run] for run in (one, other))
+    both = _swept(firsts) & _swept(seconds)
+    matched = [(x, y) for x in firsts for y in seconds if all(_hyper(x).get(k) == _hyper(y).get(k) for k in both)]
+    if not matched:
+        raise InputError(f"{one.label} and {other.label}: no setting in common of {', '.join(sorted(both))}")
+    return matched
+
+
+def _hyper(curve: Curve) -> dict[str, Any]:
+    return curve.run.lanes[curve.lanes[0]]["hyper"]
+
+
+def _swept(group: list[Curve]) -> set[str]:
+    hypers = [_hyper(curve) for curve in group]
+    return {name for hyper in hypers for name in hyper if len({each.get(name) for each in hypers}) > 1}
+
+
+def _row(metric: str, one: Curve, other: Curve, window: float, interval: str) -> Row:
+    style = metric_style(metric)
+    a, b = (_by_seed(curve, metric, window) for curve in (one, other))
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        raise InputError(f"{one.name} and {other.name}: no seed in common")
+    x, y = (np.array([values[seed] for seed in seeds]) * style.scale for values in (a, b))
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        raise InputError(f"{one.name} and {other.name}: {metric} was measured on no common seed; widen --window")
+    names = (_with_diverged(one), _with_diverged(other))
+    difference = paired_difference(x, y, style.better, interval)
+    return Row(metric, *names, float(x[known].mean()), float(y[known].mean()), difference)
+
+
+def _by_seed(curve: Curve, metric: str, window: float) -> dict[int, float]:
+    values = late_mean(curve.run, metric, window)[curve.lanes]
+    return dict(zip(curve.run.seeds[curve.lanes].tolist(), values.tolist(), strict=True))
+
+
+def _with_diverged(curve: Curve) -> str:
+    return curve.name + (f" ({curve.diverged} diverged)" if curve.diverged else "")
+
+
+# Text -----------------------------------------------------------------------------------------------------------
+
+
+def notes(rows: Sequence[Row], window: float, interval: str) -> list[str]:
+    """What a reader of the table has to know, a sentence each."""
+    kind = {"se": "Student's interval", "bootstrap": "bootstrap interval"}[interval]
+    ways = {metric_style(row.metric).label: metric_style(row.metric).better for row in rows}
+    found = [f"Mean over the last {window * 100:g}% of the run; differences A - B paired by seed, {kind} over seeds."]
+    found += [f"{label}: {better} is better." for label, better in ways.items()]
+    found += [f"{len(rows)} comparisons; the intervals are not widened for their number."] * (len(rows) > 1)
+    return found
+
+
+def render(rows: Sequence[Row], remarks: Sequence[str], format: str = "text") -> str:
+    """The table as aligned text, as Markdown, or as LaTeX (booktabs)."""
+    if format not in FORMATS:
+        raise unknown("--format", format, FORMATS)
+    table = [HEADINGS, *(row.cells() for row in rows)]
+    return {"text": _text, "markdown": _markdown, "latex": _latex}[format](table, remarks)
+
+
+def _text(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*lines, "", *remarks])
+
+
+def _markdown(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
+    head, *rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    return "\n".join([head, "|" + "---|" * 3 + "---:|" * 6, *rows, "", " ".join(remarks)])
+
+
+def _latex(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
+    head, *rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table]
+    return "\n".join(
+        [f"% {remark}" for remark in remarks]
+        + [r"\begin{tabular}{lllrrrrrr}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    )
+
+
+def _escaped(cell: str) -> str:
+    for mark in "%&#_$":
+        cell = cell.replace(mark, "\\" + mark)
+    # A hyphen before a digit or between A and B is a minus sign, save in an exponent.
+    words = [f"${word}$" if word.strip("[],").startswith("-") else word for word in cell.split(" ")]
+    return " ".join(words)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's flags; defined when it runs, so that importing `compare` brings none."""
+    flags.DEFINE_list("metric", [], "Metrics to compare; default: the runs' headline.", flag_values=values)
+    flags.DEFINE_float("window", 0.1, "Share of the run, at its end, that is compared.", flag_values=values)
+    flags.DEFINE_enum("interval", "se", INTERVALS, "95% interval of the difference.", flag_values=values)
+    flags.DEFINE_enum("format", "text", FORMATS, "How the table is written.", flag_values=values)
+
+
+def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command: prints the table."""
+    if not 1 <= len(arguments) <= 2:
+        raise InputError(f"launch.compare: {len(arguments)} folders given, one or two are needed: A [B]")
+    rows = compare(*arguments, metrics=values.metric, window=values.window, interval=values.interval)
+    print(render(rows, notes(rows, values.window, values.interval), values.format))
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_cli(main)

@@ -1,0 +1,137 @@
+"""Replays the recorded traces of the published code: one place for all tests that learn a recorded problem."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plastic_jax import MLP, mlp_units
+
+COMMITTED = pathlib.Path(__file__).parents[1] / "data" / "mlp_traces.npz"
+GOLDEN = pathlib.Path(__file__).parents[2].parent / "shared" / "golden"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A recording: its arrays by the names of `tests/data/README.md`; `full` if it is not cut short."""
+
+    name: str
+    full: bool
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    @property
+    def config(self):
+        return json.loads(str(self["config"]))
+
+    def tree(self, prefix, dtype=None) -> Any:
+        """`prefix/W0`, `prefix/b0`, ... as the parameters of an `MLP`; leading axes are kept."""
+        layers = sum(key.startswith(f"{prefix}/W") for key in self.arrays)
+        return {
+            f"Dense_{i}": {
+                "kernel": np.asarray(np.swapaxes(self[f"{prefix}/W{i}"], -1, -2), dtype),
+                "bias": np.asarray(self[f"{prefix}/b{i}"], dtype),
+            }
+            for i in range(layers)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+    """Our own run: `losses` [steps], final parameters and state, and `seen` [steps, ...] of every step."""
+
+    losses: np.ndarray
+    params: Any
+    state: Any
+    seen: Any
+
+
+def load_trace(name, full=False):
+    """The recording `name`: its committed beginning, or all of it where the full recordings are at hand."""
+    path = GOLDEN / f"{name}.npz" if full else COMMITTED
+    if not path.exists():
+        pytest.skip(f"the full recording {path} is not there; only its committed beginning is replayed")
+    with np.load(path) as file:
+        prefix = "" if full else f"{name}/"
+        return Trace(name, full, {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)})
+
+
+def replay_trace(trace, make_tx, *, precision="f64", extra=None, see=lambda state: ()):
+    """Learns a recorded problem.
+
+    `make_tx(config, units, extra)` gives the transformation, inside the compiled step; `extra` is what the step is given
+    of a pytree of `[steps, ...]` arrays. `see(state)` is kept of every step. Compiled once for a `make_tx` and `see`.
+    """
+    with jax.enable_x64(precision == "f64"):
+        dtype = jnp.float64 if precision == "f64" else jnp.float32
+        params = jax.tree.map(jnp.asarray, trace.tree("init", dtype))
+        y = trace["y"] if trace.config["loss"] == "nll" else trace["y"].astype(dtype)
+        step, init = _program(str(trace["config"]), tuple(len(b["bias"]) for b in params.values()), make_tx, see)
+        extra = jax.tree.map(lambda a: np.asarray(a, dtype), extra)
+        state = init(params, jax.tree.map(lambda a: a[0], extra))
+        losses, seen = [], []
+        for t, x in enumerate(trace["x"].astype(dtype)):
+            params, state, loss, now = step(params, state, x, y[t], jax.tree.map(lambda a, t=t: a[t], extra))
+            losses.append(loss)
+            seen.append(now)
+        stacked = jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *seen)
+        return Replayed(np.asarray(losses), params, state, stacked)
+
+
+@functools.cache
+def _program(config, widths, make_tx, see):
+    config = json.loads(config)
+    network = MLP(widths=widths[:-1], outputs=widths[-1])
+
+    def objective(params, units, x, y):
+        output, features = units.apply(params, x)
+        if config["loss"] == "mse":
+            return jnp.mean((output - y) ** 2), features
+        return optax.softmax_cross_entropy_with_integer_labels(output, y).mean(), features
+
+    def step(params, state, x, y, extra):
+        units = mlp_units(network, params)
+        (loss, features), gradient = jax.value_and_grad(objective, has_aux=True)(params, units, x, y)
+        tx = make_tx(config, units, extra)
+        updates, state = tx.update(gradient, state, params, features=features)
+        return optax.apply_updates(params, updates), state, loss, see(state)
+
+    return jax.jit(step), jax.jit(lambda params, extra: make_tx(config, mlp_units(network, params), extra).init(params))
+
+
+def assert_tree_close(actual, expected, **tolerance):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **({"rtol": 1e-9, "atol": 1e-12} | tolerance)), actual, expected)
+
+
+@pytest.fixture(scope="session")
+def replay():
+    """`replay(name, make_tx)` learns a recorded problem in float64 with the committed beginning, and in full where it is
+    at hand; losses must agree to 1e-9. Gives `(trace, replayed)` of the longest."""
+
+    def check(name, make_tx, *, extra=lambda trace: None):
+        done = None
+        for full in (False, True) if (GOLDEN / f"{name}.npz").exists() else (False,):
+            trace = load_trace(name, full)
+            ours = replay_trace(trace, make_tx, extra=extra(trace))
+            np.testing.assert_allclose(ours.losses, trace["f64/loss"], rtol=1e-9)
+            if full:
+                assert_tree_close(ours.params, trace.tree("f64/final"))
+            done = trace, ours
+        return done
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def traces():
+    """The functions above, for tests that look at more than the losses."""
+    return load_trace, replay_trace, assert_tree_close

@@ -1,0 +1,77 @@
+"""What the README shows works as it stands there."""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plastic_jax
+import pytest
+
+from launch import Experiment, run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- test: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found, f"no block '{name}' in the README"
+    return found.group(1)
+
+
+def test_the_library_block_takes_one_step_of_at_most_eight_lines():
+    code = block("library")
+    assert len(code.strip().splitlines()) <= 8
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+
+    def loss(output_and_features):
+        output, features = output_and_features
+        return jnp.mean(output**2), features
+
+    names = {"plastic_jax": plastic_jax, "jax": jax, "optax": optax, "x": x, "loss": loss}
+    exec(code, names)
+    before = plastic_jax.MLP(widths=(64, 64), outputs=10).init(jax.random.key(0), x)["params"]
+    assert all(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(names["params"]), strict=True)
+    )
+    assert set(names["features"]) == {"Dense_0", "Dense_1"}
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(block("method"))
+    (tmp_path / "streams.py").write_text(block("task"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in ("mine", "streams"):
+        sys.modules.pop(name, None)
+
+
+def test_the_worked_method_and_task_run(own_modules):
+    experiment = Experiment(
+        "streams:DriftingSine",
+        "backprop,mine:l2_init",
+        seeds=(0, 1),
+        steps=3000,
+        network="mlp(widths=(20,))",
+        sweep=("l2_init.rate=0,0.5",),
+    )
+    runs = run(experiment, workers=1)
+    assert set(runs) == {"backprop", "l2_init"}
+    plain, pulled = (runs[name].metrics["squared_error"] for name in ("backprop", "l2_init"))
+    np.testing.assert_allclose(pulled[:2], plain, rtol=1e-5)  # without a pull it is backprop
+    assert np.all(pulled[2:].mean(1) > plain.mean(1))  # with a strong one it can hardly learn
+
+
+def test_every_launch_command_names_flags_that_exist():
+    from absl import flags
+
+    from launch import train
+
+    values = flags.FlagValues()
+    train.define_flags(values)
+    used = set(re.findall(r"--([a-z_]+)[ =`\\\n]", " ".join(re.findall(r"python -m launch\.train[^`]*", README))))
+    assert used <= set(values), used - set(values)
