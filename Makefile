@@ -43,14 +43,11 @@ $(STAMP): pyproject.toml
 	@$(PY) -m uv pip install --quiet --python $(PY) -e '.[run,dev]' || $(PY) -m pip install --quiet -e '.[run,dev]'
 	@touch $@
 
-# PYTHON=... overrides. Newer Pythons come last, since the tests run on 3.11 and 3.12.
 define find_python
-python=; for candidate in $(PYTHON) python3 python3.12 python3.11; do \
-  "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-    >/dev/null 2>&1 && { python=$$candidate; break; }; \
+python=; for candidate in $(or $(PYTHON),python3.12 python3.11 python3); do \
+  "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+    && { python=$$candidate; break; }; \
 done; \
-[ "$$python" ] || python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
-  && python=$${python:-python3}; \
-[ "$$python" ] || { echo "error: needs Python 3.11 or 3.12 with the venv module (python3 is \
-$$(python3 --version 2>&1 | tail -n 1)); install it, or say: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+[ "$$python" ] || { echo "error: needs Python 3.11 or 3.12 with its venv module; tried \
+$(or $(PYTHON),python3.12 python3.11 python3); install one, or say: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 endef

@@ -23,8 +23,8 @@ from launch.plot import plot
 from launch.runner import enable_compilation_cache, run
 from launch.run_folder import Run
 from launch.sinks import check_sinks, open_sinks
-from launch.statistics import interval, late_mean
 from launch.syntax import parse_seeds
+from launch.table import table
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -92,7 +92,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     with progress_bar(sum(len(job.lanes) for job in plan.jobs) * plan.steps) as report:
         runs = run(experiment, workdir, values.workers, report)
     log(runs, values.log, workdir)
-    show(runs)
+    print(table(list(runs.values()), values.metric))
     print(f"figure: {plot([workdir], metrics=values.metric or None)}")
     return 0
 
@@ -131,19 +131,6 @@ def progress_bar(total: int) -> Iterator:
             bar.update(lane_steps)
 
         yield report
-
-
-def show(runs: dict[str, Run]) -> None:
-    """The last tenth of every run, a line per label and setting."""
-    for run in runs.values():
-        metric = next(m for m in ("squared_error", "online_accuracy", "episode_return") if m in run.metrics)
-        late = late_mean(run, metric)
-        for setting, lanes in run.settings_groups():
-            mean, low, high = interval(late[lanes])
-            name = f"{run.label} {setting}".strip()
-            lost = sum(int(lane in run.meta["diverged"]) for lane in lanes)
-            note = f", {lost} diverged" if lost else ""
-            print(f"{name}: {metric} {mean:.4g} [{low:.4g}, {high:.4g}] over the last tenth, n={len(lanes)}{note}")
 
 
 def log(runs: dict[str, Run], names: list[str], workdir: Path) -> None:

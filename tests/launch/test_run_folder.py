@@ -1,4 +1,4 @@
-"""A run folder reads back as it was written, appears whole or not at all, and says in one line what is wrong with it."""
+"""A run folder reads back as written, appears whole or not at all, and says in one line what is wrong with it."""
 
 import json
 

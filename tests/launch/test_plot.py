@@ -1,0 +1,243 @@
+"""Figures: a file that is an image, a name for every setting that differs, stable colours, honest legends."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from launch import figure
+from launch import plot as command
+from launch.curves import caption, curves, label_colours, metric_style
+from launch.errors import InputError
+from launch.plot import plot
+from launch.run_folder import read_runs, write_run
+
+FIRST_BYTES = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+
+
+def write(folder, label, values, hypers=({},), seeds=(0, 1, 2), metric="squared_error", **about):
+    """A run with `values` [lane, bin], lanes being hypers x seeds, in bins of 10 steps."""
+    values = np.asarray(values, float)
+    lanes = [{"method": label, "seed": s, "hyper": dict(h)} for h in hypers for s in seeds]
+    settings = {"steps": 10 * values.shape[1]} | about.pop("settings", {})
+    meta = {"label": label, "method": label, "task": "toy", "settings": settings, "lanes": lanes, **about}
+    bins = values.shape[1]
+    write_run(folder / label, meta, 10 * np.arange(1, bins + 1), np.full(bins, 10), {metric: values})
+
+
+def line_of(ax, words):
+    return next(line for line in ax.get_lines() if words in line.get_label())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    values = np.arange(12.0).reshape(3, 4)
+    write(tmp_path / "runs", "backprop", values)
+    write(tmp_path / "runs", "continual_backprop", values + 1, diverged=[1])
+    write(tmp_path / "runs", "fresh_network", values + 2, task_aware=True)
+    write(tmp_path / "runs", "linear", values + 3, settings={"network": "linear"})
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("format", figure.FORMATS)
+def test_the_file_is_an_image_of_its_format(folder, format):
+    path = plot([folder], format=format)
+    assert path == folder / f"figure.{format}"
+    assert path.read_bytes().startswith(FIRST_BYTES[format]) and path.stat().st_size > 4000
+    assert [each.name for each in folder.iterdir() if each.is_file()] == [path.name]
+
+
+def test_the_same_runs_give_the_same_file(folder):
+    assert plot([folder]).read_bytes() == plot([folder], out=folder / "again.png").read_bytes()
+
+
+def test_the_mean_is_drawn_at_the_ends_of_the_bins(folder):
+    _, (ax,) = figure.new_figure()
+    figure.draw_metric(ax, read_runs(folder), "squared_error", "se")
+    line = line_of(ax, "continual backprop")
+    np.testing.assert_allclose(line.get_xdata(), [10, 20, 30, 40])
+    np.testing.assert_allclose(line.get_ydata(), [5, 6, 7, 8])
+    assert ax.get_ylabel() == "squared error" and ax.get_xlabel() == "step"
+
+
+def test_the_shaded_interval_is_that_of_the_statistics(folder):
+    _, (ax,) = figure.new_figure()
+    figure.draw_metric(ax, [read_runs(folder)["backprop"]], "squared_error", "se")
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    half = 4.302652729911275 * 4 / np.sqrt(3)  # Student's 97.5% point with 2 degrees of freedom; s is 4
+    assert heights.min() == pytest.approx(4 - half) and heights.max() == pytest.approx(7 + half)
+
+
+def test_accuracies_are_drawn_in_percent_and_bins_without_measurement_passed_over(tmp_path):
+    write(tmp_path, "m", [[np.nan, 0.5, np.nan, 0.25]] * 3, metric="test_accuracy")
+    _, (ax,) = figure.new_figure()
+    figure.draw_metric(ax, read_runs(tmp_path), "test_accuracy")
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[20, 50], [40, 25]])
+    assert "%" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize(("last", "label"), [(900, "step"), (20_000, "step (thousands)"), (10**6, "step (millions)")])
+def test_the_step_axis_has_a_readable_unit(tmp_path, last, label):
+    about = {
+        "label": "m",
+        "method": "m",
+        "task": "toy",
+        "settings": {},
+        "lanes": [{"method": "m", "seed": 0, "hyper": {}}],
+    }
+    write_run(tmp_path / "m", about, [last // 2, last], [last // 2] * 2, {"loss": [[1.0, 2.0]]})
+    _, (ax,) = figure.new_figure()
+    figure.draw_metric(ax, read_runs(tmp_path), "loss")
+    assert ax.get_xlabel() == label
+
+
+def test_the_legend_says_seeds_diverged_lanes_and_who_is_told_of_changes(folder):
+    names = {curve.run.label: f"{curve.name} ({curve.note})" for curve in curves(read_runs(folder))}
+    assert names["backprop"] == "backprop (3 seeds)"
+    assert names["continual_backprop"] == "continual backprop (3 seeds, 1 diverged)"
+    assert names["fresh_network"] == "fresh network (3 seeds, told of changes)"
+
+
+def test_an_unfinished_run_is_called_so(folder):
+    (folder / "backprop/DONE").unlink()
+    (curve,) = curves([read_runs(folder)["backprop"]])
+    assert curve.note == "3 seeds, unfinished"
+
+
+def test_baselines_come_last_and_are_grey_or_black_broken_lines(folder):
+    found = curves(read_runs(folder))
+    assert [curve.run.label for curve in found][-2:] == ["fresh_network", "linear"]
+    assert all(curve.line != "-" and curve.colour in ("#555555", "#111111") for curve in found[-2:])
+    assert all(curve.line == "-" for curve in found[:2])
+
+
+def test_settings_that_differ_between_folders_are_named_and_equal_ones_are_in_the_caption(tmp_path):
+    for network in ("relu", "tanh"):
+        write(tmp_path / network, "backprop", np.ones((3, 2)), settings={"network": network, "bin": 10})
+    runs = [run for name in ("relu", "tanh") for run in read_runs(tmp_path / name).values()]
+    assert [curve.name for curve in curves(runs)] == ["backprop, network=relu", "backprop, network=tanh"]
+    text = caption(runs, "bootstrap")
+    assert "toy" in text and "20 steps" in text and "bin=10" in text and "seeds 0–2" in text and "network" not in text
+    assert "bootstrap" in text
+
+
+def test_a_setting_that_only_one_of_two_runs_has_is_named(tmp_path):
+    write(tmp_path / "a", "m", np.ones((3, 2)), settings={"utility": "random"})
+    write(tmp_path / "b", "m", np.ones((3, 2)))
+    runs = [run for name in "ab" for run in read_runs(tmp_path / name).values()]
+    assert len({curve.name for curve in curves(runs)}) == 2
+
+
+def test_runs_with_equal_settings_are_told_apart_by_seeds_or_folder(tmp_path):
+    write(tmp_path / "one", "m", np.ones((3, 2)))
+    write(tmp_path / "two", "m", np.ones((3, 2)))
+    write(tmp_path / "three", "m", np.ones((3, 2)), seeds=(5, 6, 7))
+    one, two, three = (read_runs(tmp_path / name)["m"] for name in ("one", "two", "three"))
+    assert [curve.name for curve in curves([one, two])] == ["m, one", "m, two"]
+    assert [curve.name for curve in curves([one, three])] == ["m, seeds 0–2", "m, seeds 5–7"]
+    assert len({curve.name for curve in curves([one, two, three])}) == 3
+
+
+def test_a_sweep_is_one_curve_per_setting_each_with_its_look(tmp_path):
+    hypers = [{"rate": rate, "step_size": 0.1} for rate in (1e-4, 1e-3, 1e-2)]
+    write(tmp_path, "m", np.arange(18.0).reshape(9, 2), hypers=hypers)
+    found = curves(read_runs(tmp_path))
+    assert [curve.name for curve in found] == ["m, rate=0.0001", "m, rate=0.001", "m, rate=0.01"]
+    assert len({str(curve.colour) for curve in found}) == 3
+    assert [curve.lanes.tolist() for curve in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_a_label_keeps_its_colour_whatever_stands_beside_it():
+    assert label_colours(["backprop"])["backprop"] == label_colours(["zz", "backprop", "aa"])["backprop"]
+    many = label_colours(["backprop", "continual_backprop", "l2", "shrink_and_perturb", "mine", "fast", "slow"])
+    assert len(set(many.values())) == len(many)
+
+
+def test_several_metrics_are_panels_and_one_that_some_runs_lack_is_drawn_for_the_others(tmp_path):
+    write(tmp_path, "a", np.ones((3, 2)))
+    write(tmp_path, "b", np.ones((3, 2)), metric="dormant_units")
+    assert plot([tmp_path], metrics=["squared_error", "dormant_units"]).stat().st_size > 4000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_lane_an_empty_metric_and_no_bins_can_be_drawn(tmp_path):
+    write(tmp_path, "single", [[1.0, 2.0]], seeds=(4,))
+    write(tmp_path, "never", np.full((3, 2), np.nan))
+    write(tmp_path, "empty", np.ones((3, 0)))
+    assert plot([tmp_path]).exists()
+
+
+def test_legend_and_caption_make_the_figure_taller_and_leave_the_panel_its_height(folder):
+    drawing, axes = figure.new_figure()
+    height = drawing.get_size_inches()[1]
+    figure.draw_metric(axes[0], read_runs(folder), "squared_error")
+    figure.legend_below(drawing, axes)
+    figure.add_caption(drawing, "words " * 60)
+    drawing.draw_without_rendering()
+    panel = axes[0].get_tightbbox().transformed(drawing.dpi_scale_trans.inverted())
+    below = drawing.legends[0].get_window_extent().transformed(drawing.dpi_scale_trans.inverted())
+    words = drawing.texts[0].get_window_extent().transformed(drawing.dpi_scale_trans.inverted())
+    assert drawing.get_size_inches()[1] > height + 0.8
+    assert panel.height > 0.9 * height
+    assert panel.y0 >= below.y1 and below.y0 >= words.y1 and words.y0 >= 0
+
+
+def test_an_unknown_metric_names_the_nearest_and_those_there_are(folder):
+    with pytest.raises(InputError, match="did you mean 'squared_error'.*allowed: squared_error"):
+        plot([folder], metrics=["sqared_error"])
+    assert not (folder / "figure.png").exists()
+
+
+def test_default_metric_is_the_headline(tmp_path):
+    write(tmp_path, "m", np.ones((3, 2)), metric="online_accuracy")
+    assert plot(tmp_path).exists()
+
+
+def test_a_metric_without_an_entry_gets_its_name_and_a_direction():
+    assert metric_style("my_accuracy") == ("my accuracy", "higher", 1.0)
+    assert metric_style("my_cost").better == "lower"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"out": "figure.txt"}, "does not end in"),
+        ({"out": "figure.pdf", "format": "png"}, "--format=png asks"),
+        ({"out": "absent/figure.png"}, "no folder"),
+        ({"format": "jpg"}, "--format: unknown 'jpg'"),
+        ({"interval": "std"}, "--interval: unknown 'std'"),
+    ],
+)
+def test_wrong_targets(folder, monkeypatch, given, words):
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=words):
+        plot([folder], **given)
+
+
+def test_the_command(folder, capsys):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    rest = values(["plot", str(folder), "--metric=squared_error", "--format=svg"])
+    command.main(rest[1:], values)
+    assert capsys.readouterr().out.strip() == str(folder / "figure.svg")
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", ["plot", "compare", "export"])
+def test_commands_answer_wrong_input_with_one_line_and_status_2(module, tmp_path):
+    for arguments in (["--fromat=png"], [str(tmp_path / "absent")], ["--format=jpg", str(tmp_path)]):
+        done = run(f"launch.{module}", *arguments)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_help_ends_well_and_importing_brings_no_jax():
+    done = run("launch.compare", "--helpfull")
+    assert done.returncode == 0 and "--window" in done.stdout
+    code = "import sys, launch.plot, launch.compare, launch.export, launch.sinks; print({'jax', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
