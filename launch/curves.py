@@ -28,13 +28,14 @@ METRICS: dict[str, MetricStyle] = {
     "accuracy_one_task_ago": MetricStyle("accuracy on the task before (%)", "higher", 100.0),
     "accuracy_ten_tasks_ago": MetricStyle("accuracy on the tenth task before (%)", "higher", 100.0),
     "loss": MetricStyle("loss", "lower"),
+    "dead_units": MetricStyle("dead units (%)", "lower", 100.0),
     "dormant_units": MetricStyle("dormant units (%)", "lower", 100.0),
     "saturated_units": MetricStyle("saturated units (%)", "lower", 100.0),
     "mean_weight_magnitude": MetricStyle("mean weight magnitude", "lower"),
-    "effective_rank": MetricStyle("effective rank", "higher"),
-    "stable_rank": MetricStyle("stable rank", "higher"),
-    "approximate_rank": MetricStyle("approximate rank", "higher"),
-    "rank": MetricStyle("rank", "higher"),
+    "effective_rank": MetricStyle("effective rank (% of units)", "higher", 100.0),
+    "stable_rank": MetricStyle("stable rank (% of units)", "higher", 100.0),
+    "approximate_rank": MetricStyle("approximate rank (% of units)", "higher", 100.0),
+    "rank": MetricStyle("rank (% of units)", "higher", 100.0),
     "replaced_units": MetricStyle("replaced units per step", "lower"),
 }
 HEADLINES = ("squared_error", "online_accuracy", "test_accuracy", "episode_return")

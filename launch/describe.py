@@ -1,15 +1,15 @@
-"""What there is, what a method's settings mean, and what an experiment would do: text for `--list`, `--explain`, `--dry_run`."""
+"""The text of `--list`, `--explain` and `--dry_run`: what there is, what settings mean, what would be done."""
 
 import math
 
 import jax
 
+from launch.errors import unknown
 from launch.experiment import Job, Plan
-from launch.lanes import job_program, parameter_count, units_of
-from launch.loop import LONGEST_CHUNK, chunk_length
+from launch.lanes import abstract_carry, job_program, load_data, parameter_count, units_of
+from launch.loop import chunk_lengths
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method
-from launch.runner import load_data
 from launch.syntax import Call
 
 # Seconds per lane-step on one CPU core: a start, and per parameter in and out of the cache (see results/benchmarks).
@@ -36,11 +36,13 @@ def method(name: str) -> str:
     Raises:
         InputError: no method has that name.
     """
+    if ":" not in name and name not in METHODS:
+        raise unknown("--explain", name, METHODS)
     spec = find_method(Call(name, {}))
     lines = [f"{spec.name}: {spec.summary}", f"source: {spec.source}"]
     for setting, number in spec.numbers.items():
         kind = "whole number" if number.integer else "number"
-        lines += [f"  {setting} ({kind} from {number.low:g} to {number.high:g}, default {number.default:g})"]
+        lines += [f"  {setting} ({kind} from {number.low:g} to {number.high:.10g}, default {number.default:g})"]
         lines += [f"    {number.meaning}", *_presets(name, setting, number)]
     for setting, choice in spec.static.items():
         allowed = ", ".join(map(str, choice.allowed)) if choice.allowed else "a positive whole number"
@@ -59,27 +61,23 @@ def plan(plan: Plan) -> str:
     for job in plan.jobs:
         units = units_of(plan, job, backend)
         program = job_program(plan, job)
-        lengths = {chunk_length(program)} | {plan.steps % chunk_length(program)} - {0}
-        compiles = len(lengths) + (len(lengths) if job.first else 0)
+        parts = [(0, job.switch_at)] * bool(job.first) + [(job.switch_at, plan.steps)]
+        lengths = [set(chunk_lengths(program, *part)) for part in parts]
+        compiles = sum(map(len, lengths))
         memory = _lane_bytes(plan, job) * units[0].size
         seconds = _seconds(parameter_count(plan, job)) * plan.steps * len(job.lanes)
         total += seconds
         lines.append(
             f"  {job.label}: {len(job.lanes)} lanes in {len(units)} x {units[0].size}, {parameter_count(plan, job)} "
             f"parameters, {_size(memory)} of state, {compiles} compilation{'s' * (compiles > 1)} "
-            f"of at most {LONGEST_CHUNK} steps, about {_time(seconds)} on one CPU core"
+            f"of at most {max(set.union(*lengths))} steps, about {_time(seconds)} on one CPU core"
         )
     lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {_time(total)} of one CPU core in all")
     return "\n".join(lines)
 
 
 def _lane_bytes(plan: Plan, job: Job) -> int:
-    program = job_program(plan, job)
-    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
-    hyper = {name: jax.ShapeDtypeStruct((), jax.numpy.float32) for name in job.method.numbers}
-    carry = jax.eval_shape(lambda hyper, data: program.init(jax.random.key(0), hyper, data), hyper, data)
-    sizes = [math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 8) for leaf in jax.tree.leaves(carry)]
-    return sum(sizes)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_carry(plan, job)[0]))
 
 
 def _seconds(parameters: int) -> float:
@@ -88,13 +86,14 @@ def _seconds(parameters: int) -> float:
 
 
 def _presets(method_name: str, setting: str, field: Number | Choice) -> list[str]:
-    """The tasks' own values where a preset differs from the default."""
-    found = []
-    for task in TASKS.values():
-        values = {p: task.presets[p].get(method_name, {}).get(setting, field.default) for p in PRESETS}
-        if set(values.values()) != {field.default}:
-            found.append(f"{task.name} " + ", ".join(f"{p} {v}" for p, v in values.items()))
-    return [f"    {text}" for text in found]
+    """Per preset, the tasks' own values; the sound ones only where they are not the published ones."""
+    texts = {}
+    for preset in PRESETS:
+        values = {t.name: t.presets[preset].get(method_name, {}).get(setting, field.default) for t in TASKS.values()}
+        same = len(set(values.values())) == 1
+        texts[preset] = str(next(iter(values.values()))) if same else ", ".join(f"{v} ({t})" for t, v in values.items())
+    lines = [f"    --preset=published: {texts['published']}"]
+    return lines if texts["sound"] == texts["published"] else [*lines, f"    --preset=sound: {texts['sound']}"]
 
 
 def _aliases(names: tuple[str, ...]) -> str:

@@ -56,9 +56,9 @@ class Lane:
     hyper: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """All lanes that share one compiled program: one label.
+    """All lanes that share one compiled program: one label. Equal to itself only, as `Plan` is.
 
     Attributes:
         label: name of its folder.
@@ -78,7 +78,7 @@ class Job:
     switch_at: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A checked experiment.
 
@@ -102,6 +102,11 @@ class Plan:
         """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
         chosen = {f"task.{f.name}": getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.init}  # pyright: ignore
         first = {"first": job.first.method.name, "switch_at": job.switch_at} if job.first else {}
+        if job.first:  # the lanes hold the numbers of the later method only
+            first |= {f"first.{name}": value for name, value in job.first.static.items()}
+            for name in job.first.method.numbers:
+                values = tuple(dict.fromkeys(lane.hyper[name] for lane in job.first.lanes))
+                first[f"first.{name}"] = values[0] if len(values) == 1 else values
         return {
             "task": self.spec.name,
             **{name: value for name, value in chosen.items() if name != "task.data_dir"},
@@ -126,12 +131,14 @@ def resolve(experiment: Experiment) -> Plan:
         raise unknown("--preset", experiment.preset, PRESETS)
     if not experiment.seeds:
         raise InputError("--seeds: there must be at least one seed")
+    if len(set(experiment.seeds)) < len(experiment.seeds) or min(experiment.seeds) < 0:
+        raise InputError(f"--seeds: {experiment.seeds} are not different numbers from 0 on")
     try:
         task.spec, task.schedule  # noqa: B018 -- shapes and lengths may come from the data
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
     steps = _length(experiment, spec, task)
-    bin_size = experiment.bin or spec.bin or task.schedule.change_every
+    bin_size = (spec.bin or task.schedule.change_every) if experiment.bin is None else experiment.bin
     if bin_size < 1:
         raise InputError(f"--bin: {bin_size} is not a positive number of steps")
     if experiment.lanes_per_batch is not None and experiment.lanes_per_batch < 1:
@@ -142,12 +149,27 @@ def resolve(experiment: Experiment) -> Plan:
     return Plan(experiment, spec, task, steps, bin_size, jobs)
 
 
+def warnings(plan: Plan) -> list[str]:
+    """What is allowed but surely not meant, a line each."""
+    lines = []
+    for job in plan.jobs:
+        for part, length in ((job, plan.steps - job.switch_at), (job.first, job.switch_at)):
+            numbers = [lane.hyper.get("maturity_threshold", -1) for lane in part.lanes] if part else []
+            never = sum(threshold >= length for threshold in numbers)
+            if part and part.method.needs_units and never:
+                lines.append(
+                    f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
+                    f"{max(numbers):g} is not below the {length} steps of {part.method.name}"
+                )
+    return lines
+
+
 def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
     if experiment.steps is not None and experiment.tasks is not None:
         raise InputError("--steps and --tasks: give one of them")
     for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag}: {value} is not a positive number")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{flag}: {value} is not a positive whole number")
     schedule = task.schedule
     steps = experiment.steps or (experiment.tasks or 0) * schedule.change_every or spec.default_steps
     if schedule.length is not None and steps > schedule.length:
@@ -175,42 +197,56 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry, steps
         if not 0 < entry.switch_at < steps:
             raise InputError(f"--methods: '{entry.label}' switches at {entry.switch_at}, not between 0 and {steps}")
         first = _job(experiment, spec, task, Entry(entry.label, entry.first), steps)
-        first = dataclasses.replace(first, lanes=tuple(_repeat(first.lanes, len(lanes), entry.label)))
+        if first.network != network:
+            before, after = _network_text(first.network), _network_text(network)
+            raise InputError(f"--methods: '{entry.label}' cannot switch from {before} to {after}")
+        first = dataclasses.replace(first, lanes=_before(first, lanes, names, experiment, entry.label))
     return Job(entry.label, method, static, lanes, network, first, entry.switch_at)
 
 
-def _repeat(lanes: tuple[Lane, ...], n: int, label: str) -> list[Lane]:
-    if n % len(lanes):
-        raise InputError(f"--methods: '{label}' has {len(lanes)} lanes before and {n} after the switch")
-    return list(lanes) * (n // len(lanes))
+def _before(
+    first: Job, lanes: tuple[Lane, ...], swept: list[str], experiment: Experiment, label: str
+) -> tuple[Lane, ...]:
+    """Per lane, the one of the earlier method with the same seed and the same value of what both sweep."""
+    both = [name for name in _swept(experiment, label, first.method) if name in swept]
+    found: dict[tuple, list[Lane]] = {}
+    for lane in first.lanes:
+        found.setdefault((lane.seed, *(lane.hyper[name] for name in both)), []).append(lane)
+    if any(len(several) > 1 for several in found.values()):
+        raise InputError(f"--sweep: '{label}' sweeps a number of {first.method.name} that is gone after the switch")
+    return tuple(found[(lane.seed, *(lane.hyper[name] for name in both))][0] for lane in lanes)
 
 
 def _settings(
     experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    given = dict(spec.presets.get(experiment.preset, {}).get(method.name, {})) | entry.call.settings
+    given = {name: ("--preset", v) for name, v in spec.presets.get(experiment.preset, {}).get(method.name, {}).items()}
+    given |= {name: ("--methods", value) for name, value in entry.call.settings.items()}
     for text in experiment.set:
         owner, name, value = parse_setting("--set", text)
-        known = name in method.numbers or name in method.static
-        if owner in (method.name, entry.label) or (not owner and known):
-            given[name] = parse_value(value)
+        if _knows(method, name) and owner in ("", method.name, entry.label, entry.call.name):
+            given[name] = ("--set", parse_value(value))
     hyper = {name: float(number.default) for name, number in method.numbers.items()}
     static = {name: choice.default for name, choice in method.static.items()}
-    for name, value in given.items():
+    for name, (flag, value) in given.items():
         if name in method.numbers:
-            hyper[name] = _checked_number(entry.label, method, name, value)
+            hyper[name] = _checked_number(f"{flag}: {entry.label}", method, name, value)
         elif name in method.static:
-            static[name] = _checked_choice(entry.label, method, name, value)
+            static[name] = _checked_choice(f"{flag}: {entry.label}", method, name, value)
         else:
-            raise unknown(f"{entry.label}: setting", name, [*method.numbers, *method.static])
+            raise unknown(f"{flag}: setting of {entry.label}", name, [*method.numbers, *method.static])
     return hyper, static
+
+
+def _knows(method: MethodSpec, name: str) -> bool:
+    return name in method.numbers or name in method.static
 
 
 def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, list[float]]:
     swept = {}
     for text in experiment.sweep:
         owner, name, value = parse_setting("--sweep", text)
-        if owner and owner not in (method.name, label):
+        if owner not in ("", method.name, label):
             continue
         if name in method.static:
             raise InputError(
@@ -218,43 +254,44 @@ def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, 
             )
         if name in method.numbers:
             values = parse_sweep_values("--sweep", value)
-            swept[name] = [_checked_number(label, method, name, v) for v in values]
-        elif owner:
-            raise unknown(f"--sweep: number of {owner}", name, method.numbers)
+            swept[name] = [_checked_number(f"--sweep: {label}", method, name, v) for v in values]
     return swept
 
 
 def _check_owners(experiment: Experiment, entries: list[Entry]) -> None:
     """Every `--set` and `--sweep` reaches a method."""
-    calls = [(e.label, c) for e in entries for c in (e.call, e.first) if c is not None]
-    methods = {label: find_method(call) for label, call in calls}
-    owners = {name for label, call in calls for name in (label, call.name)}
+    owned: dict[str, set[str]] = {}
+    for entry in entries:
+        for call in (entry.call, entry.first):
+            if call is not None:
+                method = find_method(call)
+                for owner in ("", entry.label, call.name, method.name):
+                    owned.setdefault(owner, set()).update(method.numbers, method.static)
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
         for text in texts:
             owner, name, _ = parse_setting(flag, text)
-            if owner and owner not in owners:
-                raise unknown(f"{flag}: method", owner, owners)
-            known = {n for m in methods.values() for n in (*m.numbers, *m.static)}
-            if name not in known:
-                raise unknown(f"{flag}: setting", name, known)
+            if owner not in owned:
+                raise unknown(f"{flag}: method", owner, owned.keys() - {""})
+            if name not in owned[owner]:
+                raise unknown(f"{flag}: setting{' of ' * bool(owner)}{owner}", name, owned[owner])
 
 
-def _checked_number(label: str, method: MethodSpec, name: str, value: Any) -> float:
+def _checked_number(where: str, method: MethodSpec, name: str, value: Any) -> float:
     number = method.numbers[name]
-    allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:g}"
+    allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:.10g}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{label}.{name}: '{value}' is not {allowed}")
+        raise InputError(f"{where}.{name}: '{value}' is not {allowed}")
     if not number.low <= value <= number.high or (number.integer and value != int(value)):
-        raise InputError(f"{label}.{name}: {value:g} is not {allowed}")
+        raise InputError(f"{where}.{name}: {value:g} is not {allowed}")
     return float(value)
 
 
-def _checked_choice(label: str, method: MethodSpec, name: str, value: Any) -> Any:
+def _checked_choice(where: str, method: MethodSpec, name: str, value: Any) -> Any:
     choice = method.static[name]
     if choice.allowed and value not in choice.allowed:
-        raise unknown(f"{label}.{name}", str(value), [str(a) for a in choice.allowed])
+        raise unknown(f"{where}.{name}", str(value), [str(a) for a in choice.allowed])
     if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{label}.{name}: '{value}' is not a positive whole number")
+        raise InputError(f"{where}.{name}: '{value}' is not a positive whole number")
     return value
 
 
@@ -268,4 +305,4 @@ def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:
     return jax.vmap(jax.random.key)(jax.numpy.asarray([lane.seed for lane in lanes], jax.numpy.uint32))
 
 
-__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "lane_keys", "resolve"]
+__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "lane_keys", "resolve", "warnings"]

@@ -42,6 +42,7 @@ def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1)
     columns = max(1, min(panels, 3))
     rows = -(-panels // columns)
     figure = Figure(figsize=(width or (5.6 if panels == 1 else 3.6 * columns), height * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
     FigureCanvasAgg(figure)  # measures the legend
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     for ax in axes:
@@ -71,7 +72,8 @@ def draw_metric(
     A point stands at the end of its bin; a bin without a measurement is passed over. `runs` may be `curves(runs)`.
     """
     given = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
-    found = given if given and isinstance(given[0], Curve) else curves(given)  # type: ignore[arg-type]
+    found = [each for each in given if isinstance(each, Curve)]
+    found = found or curves(each for each in given if isinstance(each, Run))
     style, drawn = metric_style(metric), []
     for curve in found:
         if metric not in curve.run.metrics:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from launch.experiment import Job, Plan
-from launch.programs import Program, supervised_program
-from launch.methods import BuildContext
 from launch.errors import InputError
+from launch.experiment import Job, Lane, Plan
+from launch.loop import measured
+from launch.methods import BuildContext, Number
+from launch.programs import Program, supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner
 from plastic_jax.networks import MLP
 from plastic_jax.units import mlp_units
@@ -33,11 +36,10 @@ def job_program(plan: Plan, job: Job) -> Program:
     """The program of a job.
 
     Raises:
-        InputError: the method replaces units and the network's are not known.
+        InputError: the network does not fit the task, or the method replaces units and the network's are not known.
     """
-    shape = jax.ShapeDtypeStruct((1, *plan.task.spec.input_shape), jax.numpy.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(job.network.init, key, shape)["params"]
+    shape = _one_input(plan)
+    params = _parameters(plan, job)
     units = mlp_units(job.network, params) if isinstance(job.network, MLP) else None
     if job.method.needs_units and units is None:
         raise InputError(f"--network: {job.method.name} needs the units of the network; known for: mlp")
@@ -56,11 +58,71 @@ def job_program(plan: Plan, job: Job) -> Program:
     return supervised_program(plan.task, learner, plan.bin)
 
 
+def load_data(plan: Plan) -> Any:
+    """The task's data.
+
+    Raises:
+        InputError: they are missing or unreadable.
+    """
+    try:
+        return plan.task.load()
+    except (OSError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
 def parameter_count(plan: Plan, job: Job) -> int:
     """Number of parameters of one lane's network."""
-    shape = jax.ShapeDtypeStruct((1, *plan.task.spec.input_shape), jax.numpy.float32)
-    params = jax.eval_shape(job.network.init, jax.eval_shape(lambda: jax.random.key(0)), shape)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_parameters(plan, job)))
+
+
+def metric_names(plan: Plan, job: Job) -> list[str]:
+    """What a job will measure; nothing is compiled."""
+    program = job_program(plan, job)
+    carry, hyper, data = abstract_carry(plan, job)
+    return measured(program, carry, hyper, data)
+
+
+def abstract_carry(plan: Plan, job: Job) -> tuple[Any, Any, Any]:
+    """Shapes of one lane's carry, of its numbers, and of the data."""
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
+    hyper = {name: jax.ShapeDtypeStruct((), _dtype(number)) for name, number in job.method.numbers.items()}
+    return jax.eval_shape(job_program(plan, job).init, _key(), hyper, data), hyper, data
+
+
+def hyper_arrays(job: Job, lanes: Sequence[Lane]) -> dict[str, np.ndarray]:
+    """The lanes' numbers by name, `[lane]`."""
+    return {
+        name: np.asarray([lane.hyper[name] for lane in lanes]).astype(_dtype(number))
+        for name, number in job.method.numbers.items()
+    }
+
+
+def _dtype(number: Number) -> Any:
+    return np.int32 if number.integer else np.float32
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _one_input(plan: Plan) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *plan.task.spec.input_shape), jax.numpy.float32)
+
+
+def _parameters(plan: Plan, job: Job) -> Any:
+    try:
+        output, variables = jax.eval_shape(job.network.init_with_output, _key(), _one_input(plan))
+        params = variables["params"]
+    except Exception as error:  # whatever a network of one's own raises on these inputs
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"--network: {type(job.network).__name__} fails on inputs {_one_input(plan).shape}: {reason}"
+        ) from error
+    wanted = (1, plan.task.spec.outputs)
+    if getattr(output, "shape", None) != wanted:
+        got = getattr(output, "shape", type(output).__name__)
+        raise InputError(f"--network: {type(job.network).__name__} gives {got}, the task needs {wanted}")
+    return params
 
 
 def lanes_per_batch(parameters: int, backend: str) -> int:

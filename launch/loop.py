@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +33,21 @@ def chunk_length(program: Program, longest: int = LONGEST_CHUNK) -> int:
     return max(d for d in range(1, min(common, longest) + 1) if common % d == 0)
 
 
+def chunk_lengths(program: Program, start: int, stop: int) -> Iterator[int]:
+    """The lengths of the calls that take a run from step `start` to step `stop`."""
+    longest = chunk_length(program)
+    while start < stop:
+        length = min(longest - start % longest, stop - start)
+        yield length
+        start += length
+
+
 def initial(program: Program, keys: jax.Array, hyper: Mapping[str, Any], data: Any, steps: int) -> Carry:
     """The carry before step 0, with a bin for every `program.bin` of `steps`."""
-    lanes = jax.jit(jax.vmap(program.init, in_axes=(0, 0, None)))(keys, hyper, data)
+    lanes = _compiled_init(program)(keys, hyper, data)
     shape = (keys.shape[0], -(-steps // program.bin))
-    bins = {n: Mean(jnp.zeros(shape), jnp.zeros(shape)) for n in _metric_names(program, lanes, hyper, data)}
+    one, numbers = jax.tree.map(lambda leaf: jax.eval_shape(lambda x: x[0], leaf), (lanes, dict(hyper)))
+    bins = {n: Mean(jnp.zeros(shape), jnp.zeros(shape)) for n in measured(program, one, numbers, data)}
     return Carry(lanes, bins)
 
 
@@ -52,11 +62,9 @@ def run_chunks(
     chunk: Callable[..., Carry] | None = None,
 ) -> Carry:
     """Steps `start` to `stop`; `progress(step)` is called between chunks."""
-    longest = chunk_length(program)
     chunk = chunk or compiled_chunk(program)
     step = start
-    while step < stop:
-        length = min(longest - step % longest, stop - step)
+    for length in chunk_lengths(program, start, stop):
         carry = chunk(carry, hyper, np.int32(step), data, length)
         step += length
         jax.block_until_ready(carry)
@@ -64,9 +72,26 @@ def run_chunks(
     return carry
 
 
+def measured(program: Program, lane: Any, hyper: Any, data: Any) -> list[str]:
+    """The names of what is measured, from the shapes of one lane's carry and numbers."""
+    clock = jax.ShapeDtypeStruct((), jnp.int32)
+    names = list(jax.eval_shape(program.step, lane, hyper, clock, data)[1])
+    if program.probe_every:
+        names += jax.eval_shape(program.probe, lane, clock, data)
+    if program.evaluate_every:
+        names += jax.eval_shape(program.evaluate, lane, clock, data)
+    return names
+
+
+@functools.lru_cache(maxsize=4)
 def compiled_chunk(program: Program) -> Callable[..., Carry]:
     """`chunk(carry, hyper, start, data, length) -> carry`, one program for all lanes and all chunks of a length."""
     return jax.jit(functools.partial(_chunk, program), static_argnums=4, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_init(program: Program) -> Callable[..., Any]:
+    return jax.jit(jax.vmap(program.init, in_axes=(0, 0, None)))
 
 
 def means(carry: Carry) -> dict[str, np.ndarray]:
@@ -112,14 +137,3 @@ def _add(bins: Metrics, seen: Metrics, index: jax.Array) -> Metrics:
 
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _metric_names(program: Program, lanes: Any, hyper: Any, data: Any) -> Sequence[str]:
-    one, numbers = jax.tree.map(lambda leaf: jax.eval_shape(lambda x: x[0], leaf), (lanes, dict(hyper)))
-    clock = jax.ShapeDtypeStruct((), jnp.int32)
-    names = list(jax.eval_shape(program.step, one, numbers, clock, data)[1])
-    if program.probe_every:
-        names += jax.eval_shape(program.probe, one, clock, data)
-    if program.evaluate_every:
-        names += jax.eval_shape(program.evaluate, one, clock, data)
-    return names

@@ -11,7 +11,6 @@ from plastic_jax.learners.supervised import SupervisedLearner, SupervisedState
 from plastic_jax.paths import leaf_key
 from tasks.base import Task
 
-
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
 

@@ -165,8 +165,9 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    # Opened here, since np.load leaves a file that it cannot read open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _read(path: Path, load: Callable[[Path], Any]) -> Any:

@@ -1,6 +1,7 @@
 """`run(experiment)`: the whole of a launch but its flags."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import platform
@@ -18,8 +19,8 @@ import numpy as np
 
 from launch.errors import InputError
 from launch.experiment import Experiment, Job, Lane, Plan, lane_keys, resolve
-from launch.lanes import Unit, job_program, units_of
-from launch.loop import compiled_chunk, initial, means, run_chunks
+from launch.lanes import Unit, hyper_arrays, job_program, load_data, units_of
+from launch.loop import initial, means, run_chunks
 from launch.programs import continued
 from launch.run_folder import Run, read_run, write_run
 
@@ -49,13 +50,16 @@ def run(
     Raises:
         InputError: something asked for cannot be; nothing has been compiled or written.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers: {workers} is not a positive number")
     plan = resolve(experiment)
     finished = _finished(plan, workdir)
     jobs = [job for job in plan.jobs if job.label not in finished]
     for job in jobs:
         job_program(plan, job)
     load_data(plan)
-    _check_writable(workdir)
+    for path in [] if workdir is None else [Path(workdir), *(Path(workdir) / job.label for job in jobs)]:
+        _check_writable(path)
     backend = jax.default_backend()
     units = [unit for job in jobs for unit in units_of(plan, job, backend)]
     results: dict[str, list[tuple[Unit, dict[str, np.ndarray], float]]] = {}
@@ -68,20 +72,11 @@ def run(
     return {job.label: runs[job.label] for job in plan.jobs}
 
 
-def load_data(plan: Plan) -> Any:
-    """The task's data.
-
-    Raises:
-        InputError: they are missing or unreadable.
-    """
-    try:
-        return plan.task.load()
-    except (OSError, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
 def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: None) -> dict[str, np.ndarray]:
-    """Run one unit in this process: `[lane, bin]` per metric, and `diverged` bool `[lane]`."""
+    """Run one unit in this process: `[lane, bin]` per metric, and `diverged` bool `[lane]`.
+
+    The units of a plan's job share one compiled program.
+    """
     job = next(j for j in plan.jobs if j.label == unit.label)
     data = jax.device_put(load_data(plan))
     done = 0
@@ -96,7 +91,7 @@ def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: 
         carry = _advance(plan, job.first, unit, data, None, 0, job.switch_at, progress)
         start = job.switch_at
     carry = _advance(plan, job, unit, data, carry, start, plan.steps, progress)
-    diverged = np.asarray(jax.vmap(job_program(plan, job).diverged)(carry.lanes))
+    diverged = np.asarray(jax.vmap(_program(plan, job).diverged)(carry.lanes))
     kept = unit.stop - unit.start
     return {name: values[:kept] for name, values in means(carry).items()} | {"diverged": diverged[:kept]}
 
@@ -104,14 +99,18 @@ def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: 
 def _advance(
     plan: Plan, job: Job, unit: Unit, data: Any, earlier: Any, start: int, stop: int, progress: Callable[[int], None]
 ) -> Any:
-    program = job_program(plan, job)
+    program = _program(plan, job)
     lanes = _batch(job.lanes, unit)
-    hyper = {name: np.asarray([lane.hyper[name] for lane in lanes], np.float32) for name in lanes[0].hyper}
-    hyper = {n: v.astype(np.int32) if job.method.numbers[n].integer else v for n, v in hyper.items()}
+    hyper = hyper_arrays(job, lanes)
     carry = initial(program, lane_keys(lanes), hyper, data, plan.steps)
     if earlier is not None:
         carry = carry._replace(lanes=continued(carry.lanes, earlier.lanes), bins=earlier.bins)
-    return run_chunks(program, carry, hyper, data, start, stop, progress, compiled_chunk(program))
+    return run_chunks(program, carry, hyper, data, start, stop, progress)
+
+
+# Kept, so that the units of a job share what is compiled: a job's program and the one before its switch.
+_program = functools.lru_cache(maxsize=2)(job_program)
+_resolved = functools.lru_cache(maxsize=1)(resolve)
 
 
 def _batch(lanes: tuple[Lane, ...], unit: Unit) -> tuple[Lane, ...]:
@@ -156,7 +155,7 @@ def _start_worker(queue: Any, path: list[str]) -> None:
 
 def _work(experiment: Experiment, unit: Unit) -> tuple[Unit, dict[str, np.ndarray], float]:
     began = time.perf_counter()
-    arrays = run_unit(resolve(experiment), unit, lambda label, lane_steps: _queue.put((label, lane_steps)))
+    arrays = run_unit(_resolved(experiment), unit, lambda label, lane_steps: _queue.put((label, lane_steps)))
     return unit, arrays, time.perf_counter() - began
 
 
@@ -222,10 +221,8 @@ def _text(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _check_writable(workdir: Any) -> None:
-    if workdir is None:
-        return
-    existing = Path(workdir).absolute()
+def _check_writable(workdir: Path) -> None:
+    existing = workdir.absolute()
     if existing.exists() and not existing.is_dir():
         raise InputError(f"--workdir: {workdir} is a file, not a folder")
     while not existing.exists():

@@ -8,12 +8,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from launch.errors import InputError, unknown
 
-Sink = Callable[[str, int, Mapping[str, float]], None]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+class Sink(Protocol):
+    """What takes mean curves."""
+
+    def __call__(self, label: str, step: int, values: Mapping[str, float]) -> None:
+        """Take the means of `label` at `step`; values that are not finite are left out."""
+
+    def close(self) -> None:
+        """Bring what was taken to where it belongs."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -33,9 +42,12 @@ def _module(name: str) -> ModuleType:
 
 
 def open_sinks(names: Sequence[str], directory: Path | str, settings: Mapping[str, Any]) -> list[Sink]:
-    """A sink per name for the run folder `directory`; nothing is written before a sink's first call."""
+    """A sink per name for the run folder `directory`; nothing is written before a sink's first call.
+
+    `sink.close()` brings what was written to disk; at the end of the program that happens by itself.
+    """
     check_sinks(names)
-    opened = {"tensorboard": _tensorboard, "wandb": _wandb}
+    opened: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb}
     return [opened[name](_module(name), Path(directory), settings) for name in dict.fromkeys(names)]
 
 
@@ -44,35 +56,57 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def _tensorboard(package: ModuleType, directory: Path, settings: Mapping[str, Any]) -> Sink:
+class TensorBoard:
     """Event files in `directory/tensorboard/<label>`, so that labels share their axes."""
-    writers: dict[str, Any] = {}
 
-    def sink(label: str, step: int, values: Mapping[str, float]) -> None:
-        if label not in writers:
+    def __init__(self, package: Any, directory: Path, settings: Mapping[str, Any]):
+        self._package, self._directory, self._settings = package, directory / "tensorboard", settings
+        self._writers: dict[str, Any] = {}
+
+    def __call__(self, label: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the finite values at `step`."""
+        if label not in self._writers:
             # What an interrupted run wrote from this step on is superseded.
-            writers[label] = package.SummaryWriter(str(directory / "tensorboard" / label), purge_step=step)
-            writers[label].add_text("settings", "\n".join(f"    {key} = {value}" for key, value in settings.items()))
+            writer = self._package.SummaryWriter(str(self._directory / label), purge_step=step)
+            writer.add_text("settings", "\n".join(f"    {key} = {value}" for key, value in self._settings.items()))
+            self._writers[label] = writer
         for name, value in _finite(values).items():
-            writers[label].add_scalar(name, value, step)
-        writers[label].flush()
+            self._writers[label].add_scalar(name, value, step)
 
-    return sink
+    def close(self) -> None:
+        """Bring everything to disk; a later call starts a new event file."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
 
 
-def _wandb(package: ModuleType, directory: Path, settings: Mapping[str, Any]) -> Sink:
+class Wandb:
     """One wandb run for the run folder, metrics as `label/metric`; WANDB_MODE=offline and the like are wandb's own."""
-    labels: list[str] = []
-    runs: list[Any] = []
 
-    def sink(label: str, step: int, values: Mapping[str, float]) -> None:
-        if not runs:
-            name = directory.absolute().name
-            runs.append(package.init(project="plastic_jax", name=name, config=dict(settings), dir=str(directory)))
-        if label not in labels:
-            # Labels run one after the other, each from step 0, and wandb's own step never goes back.
-            runs[0].define_metric(f"{label}/*", step_metric=f"{label}/step")
-            labels.append(label)
-        runs[0].log({f"{label}/step": step} | {f"{label}/{name}": value for name, value in _finite(values).items()})
+    def __init__(self, package: Any, directory: Path, settings: Mapping[str, Any]):
+        self._package, self._directory, self._settings = package, directory, settings
+        self._run: Any = None
+        self._labels: set[str] = set()
 
-    return sink
+    def __call__(self, label: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the finite values at `step`."""
+        if self._run is None:
+            self._run = self._package.init(
+                project="plastic_jax",
+                name=self._directory.absolute().name,
+                config=dict(self._settings),
+                dir=str(self._directory),
+            )
+        if label not in self._labels:
+            # Labels come one after the other, each from its first step, and wandb's own step never goes back.
+            self._run.define_metric(f"{label}/*", step_metric=f"{label}/step")
+            self._labels.add(label)
+        finite = {f"{label}/{name}": value for name, value in _finite(values).items()}
+        self._run.log({f"{label}/step": step} | finite)
+
+    def close(self) -> None:
+        """End the wandb run; a later call starts a new one."""
+        if self._run is not None:
+            self._run.finish()
+        self._run = None
+        self._labels.clear()

@@ -35,10 +35,13 @@ def parse_call(flag: str, text: str) -> Call:
         return Call(name.strip(), {})
     try:
         node = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+            raise ValueError
+        names = [k.arg for k in node.keywords]
+        if None in names or len(set(names)) < len(names):
             raise ValueError
         return Call(name.strip(), {str(k.arg): _literal(k.value) for k in node.keywords})
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         raise InputError(f"{flag}: '{text}' is not of the form name(setting=value,...)") from None
 
 
@@ -46,7 +49,7 @@ def parse_value(text: str) -> Any:
     """A number, tuple, True, False or None as Python writes it, anything else as the string it is."""
     try:
         return _literal(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         return text.strip()
 
 

@@ -15,7 +15,9 @@ from launch.run_folder import Run, read_runs
 from launch.statistics import INTERVALS, interval, late_bins
 
 
-def table(runs: Sequence[Run], metrics: Sequence[str] | None = None, window: float = 0.1, kind: str = "bootstrap") -> str:
+def table(
+    runs: Sequence[Run], metrics: Sequence[str] | None = None, window: float = 0.1, kind: str = "bootstrap"
+) -> str:
     """Markdown: a row per curve and metric; means over the first and the last `window` of the bins, and over all.
 
     Raises:

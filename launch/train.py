@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from launch import describe
 from launch.cli import run_cli
-from launch.errors import InputError
-from launch.experiment import Experiment, resolve
+from launch.errors import InputError, unknown
+from launch.experiment import Experiment, Plan, resolve, warnings
+from launch.lanes import metric_names
 from launch.plot import plot
-from launch.runner import enable_compilation_cache, run
 from launch.run_folder import Run
+from launch.runner import enable_compilation_cache, run
 from launch.sinks import check_sinks, open_sinks
 from launch.syntax import parse_seeds
 from launch.table import table
@@ -83,6 +84,9 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         return 0
     experiment = from_flags(values)
     plan = resolve(experiment)
+    _check_metrics(plan, values.metric)
+    for line in warnings(plan):
+        print("warning:", line, file=sys.stderr)
     if values.dry_run:
         print(describe.plan(plan))
         return 0
@@ -139,9 +143,17 @@ def log(runs: dict[str, Run], names: list[str], workdir: Path) -> None:
         return
     settings = {label: run.meta["settings"] for label, run in runs.items()}
     for sink in open_sinks(names, workdir, settings):
-        for label, run in runs.items():
-            for i, step in enumerate(run.step):
-                sink(label, int(step), {name: float(values[:, i].mean()) for name, values in run.metrics.items()})
+        for label, one in runs.items():
+            for i, step in enumerate(one.step):
+                sink(label, int(step), {name: float(values[:, i].mean()) for name, values in one.metrics.items()})
+
+
+def _check_metrics(plan: Plan, metrics: list[str]) -> None:
+    """Refuse, before anything runs, a metric that will not be measured."""
+    measured = {name for job in plan.jobs for name in metric_names(plan, job)} if metrics else set()
+    for name in metrics:
+        if name not in measured:
+            raise unknown("--metric", name, measured)
 
 
 def _with_settings(text: str, **settings) -> str:

@@ -1,12 +1,13 @@
 """Continual backprop: gradient descent that never stops initialising."""
 
-from collections.abc import Callable
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from plastic_jax.counting import CountRule, owed
 from plastic_jax.initializers import UnitInitializer, unit_initializer
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import get_leaf, leaf_key, set_leaves
@@ -14,16 +15,14 @@ from plastic_jax.reset import (
     Replacement,
     check_units,
     draw_replacement,
-    no_replacement,
     reset_inner_state,
     reset_mask,
     reset_updates,
     transferred_bias,
 )
-from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
-from plastic_jax.utility import UnitStats, Utility, mean_magnitude, unit_means, unit_utility
-
-CountRule = Callable[[jax.Array, jax.Array], jax.Array]
+from plastic_jax.statistics import mean_feature, unit_stats
+from plastic_jax.units.graph import UnitGraph, UnitGroup
+from plastic_jax.utility import Utility, unit_utility
 
 STATIC_ARGS = (
     "units",
@@ -54,7 +53,7 @@ class ContinualBackpropState(NamedTuple):
 
     inner: Any
     key: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     age: dict[str, jax.Array]
     utility: dict[str, jax.Array]
     mean_activation: dict[str, jax.Array]
@@ -62,16 +61,22 @@ class ContinualBackpropState(NamedTuple):
     replaced: dict[str, jax.Array]
 
 
-class _Chosen(NamedTuple):
-    """What one group knows after looking at a step: its statistics, and how many units should go."""
+class _Seen(NamedTuple):
+    """What one group knows after looking at a step: its statistics, and how many units go.
+
+    `correction` is `1 - eta^a`, what the running averages are divided by.
+    """
 
     age: jax.Array
     correction: jax.Array
     utility: jax.Array
     mean_activation: jax.Array
-    ranking: jax.Array
     accumulator: jax.Array
     due: jax.Array
+
+    def mean(self) -> jax.Array:
+        """The running mean of the unit's value, corrected for age."""
+        return self.mean_activation / self.correction[:, None]
 
 
 def continual_backprop(
@@ -99,7 +104,7 @@ def continual_backprop(
 
     where `y` is the measure `utility`. Units with `a > maturity_threshold` are eligible; `replacement_rate` times
     their number is owed, and the eligible units of lowest `u_hat` pay: incoming weights from `initializer`, bias 0,
-    outgoing weights 0, `a = u = f = 0`, the inner optimizer's statistics of all these weights as `inner.init` gives them.
+    outgoing weights 0, `a = u = f = 0`, and the inner optimizer's statistics of these weights as `inner.init` has them.
     It is the outermost transformation: clipping, weight decay and noise go into `inner`.
 
     Example:
@@ -176,85 +181,72 @@ def continual_backprop(
         )
 
     def look(
-        group: UnitGroup,
-        state: ContinualBackpropState,
-        params: Any,
-        feature: jax.Array,
-        step_key: jax.Array,
-        measuring: Any,
-    ) -> _Chosen:
-        """Ages the group, measures its units, and says how many of them should go."""
+        group: UnitGroup, state: ContinualBackpropState, params: Any, feature: jax.Array, step_key: jax.Array, now: Any
+    ) -> _Seen:
+        """Ages the group, measures its units if it is time, and says how many of them go."""
         name = group.name
-        age = optax.safe_increment(state.age[name])
+        age = jnp.asarray(optax.safe_increment(state.age[name]))
         eta = jnp.asarray(decay_rate, state.utility[name].dtype)
         correction = -jnp.expm1(age * jnp.log(eta))  # 1 - eta^a, exact for young units too
         old = (state.utility[name], state.mean_activation[name])
 
         def averages() -> tuple[jax.Array, jax.Array]:
             keep = eta**utility_every
-            mean = keep * old[1] + (1.0 - keep) * _mean(feature, group, axis_name)
+            mean = keep * old[1] + (1.0 - keep) * mean_feature(group, feature, axis_name)
             if not measure.averaged:
                 return old[0], mean
-            stats = _stats(group, params, feature, mean / correction[:, None], axis_name, step_key)
+            stats = unit_stats(group, params, feature, mean / correction[:, None], step_key, axis_name)
             return keep * old[0] + (1.0 - keep) * jnp.mean(measure(stats), axis=1), mean
 
-        average, mean = averages() if utility_every == 1 else jax.lax.cond(measuring, averages, lambda: old)
-        eligible = age > maturity_threshold
-        expected = jnp.asarray(replacement_rate, average.dtype) * jnp.sum(eligible)
-        accumulator, due = _owed(count, state.accumulator[name], expected, step_key, bounds[name])
-        ranking = jnp.where(eligible, average / correction, jnp.inf)
-        return _Chosen(age, correction, average, mean, ranking, accumulator, due)
+        average, mean = averages() if utility_every == 1 else jax.lax.cond(now, averages, lambda: old)
+        eligible = jnp.sum(age > maturity_threshold, dtype=jnp.int32)
+        expected = jnp.asarray(replacement_rate, average.dtype) * eligible
+        most = jnp.minimum(eligible, bounds[name])
+        accumulator, due = owed(count, state.accumulator[name], expected, most, step_key)
+        return _Seen(age, correction, average, mean, accumulator, due)
 
-    def choose(
-        group: UnitGroup, chosen: _Chosen, params: Any, feature: jax.Array, step_key: jax.Array, dtypes: dict[str, Any]
-    ) -> Replacement:
-        """The lowest-ranked eligible units, as many as are due, with fresh weights."""
-        ranking = chosen.ranking
+    def choose(group: UnitGroup, seen: _Seen, params: Any, feature: jax.Array, step_key: jax.Array) -> Replacement:
+        """The eligible units of lowest rank, as many as are due, with fresh weights."""
+        ranking = seen.utility / seen.correction
         if not measure.averaged:
-            centre = chosen.mean_activation
-            stats = _stats(group, params, feature, centre, axis_name, leaf_key(step_key, "measure"))
-            ranking = jnp.where(jnp.isfinite(ranking), jnp.mean(measure(stats), axis=1), jnp.inf)
+            measure_key = leaf_key(step_key, "measure")
+            ranking = jnp.mean(measure(unit_stats(group, params, feature, seen.mean(), measure_key, axis_name)), axis=1)
+        # What is no finite number still ranks before the units that are not eligible.
+        ranking = jnp.where(seen.age > maturity_threshold, jnp.nan_to_num(ranking), jnp.inf)
         n = bounds[group.name]
         index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
-        valid = jnp.arange(n) < chosen.due
-        return draw_replacement(group, index.astype(jnp.int32), valid, step_key, laws[group.name], dtypes)
+        return draw_replacement(
+            group, index.astype(jnp.int32), jnp.arange(n) < seen.due, step_key, laws[group.name], params
+        )
 
     def update(
         updates: Any,
-        state: ContinualBackpropState,
+        state: Any,
         params: Any = None,
         *,
         features: Any = None,
         clock: Any = None,
         **extra: Any,
     ) -> tuple[Any, ContinualBackpropState]:
-        if params is None or features is None:
-            missing = "params" if params is None else "features"
-            raise ValueError(
-                f"continual_backprop: update needs `{missing}`; call update(grads, state, params, features=features)"
-            )
+        _check_update(units, params, features)
         updates, inner_state = inner.update(updates, state.inner, params, features=features, clock=clock, **extra)
         new_params = optax.apply_updates(params, updates)
-        key = jax.random.fold_in(state.key, state.count) if _draws_every_step(count) else state.key
-        step_keys = {g.name: leaf_key(key, g.name) if _draws_every_step(count) else key for g in units.groups}
-        measuring = (state.count if clock is None else clock) % utility_every == 0
-        seen = {
-            g.name: look(g, state, new_params, features[g.name], step_keys[g.name], measuring) for g in units.groups
-        }
-        dtypes = {s.path: get_leaf(params, s.path).dtype for g in units.groups for s in g.incoming}
+        now = (state.count if clock is None else clock) % utility_every == 0
+
+        def step_key(group: UnitGroup) -> jax.Array:
+            # Made anew in every branch that draws: handed in, it would be computed at every step.
+            return leaf_key(jax.random.fold_in(state.key, state.count), group.name)
+
+        seen = {g.name: look(g, state, new_params, features[g.name], step_key(g), now) for g in units.groups}
 
         def some() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
-            keys = {g.name: leaf_key(jax.random.fold_in(state.key, state.count), g.name) for g in units.groups}
-            picks = {
-                g.name: choose(g, seen[g.name], new_params, features[g.name], keys[g.name], dtypes)
-                for g in units.groups
-            }
-            means = {n: s.mean_activation / s.correction[:, None] for n, s in seen.items()}
-            return picks, transferred_bias(units, picks, new_params, means) if transfer_bias else {}
+            picks = {g.name: choose(g, seen[g.name], new_params, features[g.name], step_key(g)) for g in units.groups}
+            if not transfer_bias:
+                return picks, {}
+            return picks, transferred_bias(units, picks, new_params, {n: s.mean() for n, s in seen.items()})
 
         def none() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
-            gains = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: some()[1]))
-            return {g.name: no_replacement(g, bounds[g.name], dtypes) for g in units.groups}, gains
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some))
 
         due = jnp.any(jnp.stack([s.due > 0 for s in seen.values()])) if seen else jnp.zeros([], bool)
         replacements, gains = jax.lax.cond(any_lane(due), some, none)
@@ -271,7 +263,7 @@ def _next_state(
     state: ContinualBackpropState,
     inner_state: Any,
     units: UnitGraph,
-    seen: dict[str, _Chosen],
+    seen: dict[str, _Seen],
     replacements: dict[str, Replacement],
 ) -> ContinualBackpropState:
     gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
@@ -279,7 +271,7 @@ def _next_state(
     return ContinualBackpropState(
         inner=inner_state,
         key=state.key,
-        count=optax.safe_increment(state.count),
+        count=jnp.asarray(optax.safe_increment(state.count)),
         age={n: jnp.where(gone[n], 0, s.age) for n, s in seen.items()},
         utility={n: jnp.where(gone[n], 0.0, s.utility) for n, s in seen.items()},
         mean_activation={n: jnp.where(gone[n][:, None], 0.0, s.mean_activation) for n, s in seen.items()},
@@ -288,81 +280,36 @@ def _next_state(
     )
 
 
-def _owed(
-    rule: Any, accumulator: jax.Array, expected: jax.Array, key: jax.Array, bound: int
-) -> tuple[jax.Array, jax.Array]:
-    """The accumulator after this step, and how many units go now (at most `bound`)."""
-    if callable(rule):
-        return accumulator, jnp.minimum(rule(key, expected), bound)
-    if rule == "bernoulli":
-        drawn = jax.random.uniform(leaf_key(key, "count"), dtype=expected.dtype) <= expected
-        owed = jnp.where(
-            expected < 1.0, jnp.where(expected > 0.0, drawn, False).astype(expected.dtype), jnp.floor(expected)
-        )
-        return accumulator, jnp.minimum(owed, bound).astype(jnp.int32)
-    total, lost = accumulator[0], accumulator[1]
-    if expected.dtype == jnp.float64:
-        total = total + expected
-    else:
-        # Kahan's sum: at rates near 1e-6 a plain float32 sum stalls before it reaches 1.
-        added = expected - lost
-        grown = total + added
-        total, lost = grown, (grown - total) - added
-    due = jnp.minimum(jnp.floor(total), bound)
-    return jnp.stack([total - due, lost]), due.astype(jnp.int32)
-
-
-def _draws_every_step(rule: Any) -> bool:
-    return rule != "accumulate"
-
-
-def _mean(feature: jax.Array, group: UnitGroup, axis_name: str | None) -> jax.Array:
-    mean = unit_means(feature, group.feature_axes, group.copies)
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
-
-
-def _stats(
-    group: UnitGroup, params: Any, feature: jax.Array, centre: jax.Array, axis_name: str | None, key: jax.Array
-) -> UnitStats:
-    axes = tuple(axis % feature.ndim for axis in group.feature_axes)
-    ordered = centre.reshape([feature.shape[a] for a in axes])
-    ordered = jnp.transpose(ordered, [axes.index(a) for a in sorted(axes)])
-    ordered = jnp.expand_dims(ordered, [a for a in range(feature.ndim) if a not in axes])
-    return UnitStats(
-        incoming_magnitude=_magnitude([s for s in group.incoming if s.role == "kernel"], params, 1),
-        outgoing_magnitude=_magnitude([s for s in group.outgoing if s.role == "kernel"], params, group.copies),
-        mean_absolute=_mean(jnp.abs(feature), group, axis_name),
-        mean_absolute_centred=_mean(jnp.abs(feature - ordered), group, axis_name),
-        key=key,
-    )
-
-
-def _magnitude(slices: list[Slice], params: Any, copies: int) -> jax.Array:
-    """Mean |w| of the slices, weighted by their sizes, `[width, copies]`."""
-    total = sum(s.fan for s in slices)
-    return sum(
-        mean_magnitude(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, copies) * (s.fan / total)
-        for s in slices
-    )  # pyright: ignore[reportReturnType]
-
-
 def _group_dtype(group: UnitGroup, params: Any) -> Any:
     return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
 
 
 def _check_arguments(rate: Any, maturity: Any, decay: Any, bound: int, every: int, count: Any) -> None:
-    ranges = (
-        ("replacement_rate", rate, 0.0, 1.0),
-        ("maturity_threshold", maturity, 0, 2**31 - 1),
-        ("decay_rate", decay, 0.0, 1.0),
-    )
+    ranges = (("replacement_rate", rate, 0.0, 1.0), ("maturity_threshold", maturity, 0, 2**31 - 1))
     for name, value, low, high in ranges:
         if isinstance(value, int | float) and not low <= value <= high:
             raise ValueError(f"continual_backprop: {name}={value} is not in [{low}, {high}]")
+    if isinstance(decay, int | float) and not 0.0 <= decay < 1.0:
+        raise ValueError(f"continual_backprop: decay_rate={decay} is not in [0.0, 1.0)")
     for name, value in (("max_replacements", bound), ("utility_every", every)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"continual_backprop: {name}={value!r} is not a positive integer")
     if not callable(count) and count not in ("accumulate", "bernoulli"):
-        raise ValueError(
-            f"continual_backprop: count='{count}'; allowed: accumulate, bernoulli, or a function (key, owed) -> number"
-        )
+        allowed = "accumulate, bernoulli, or a function (key, owed) -> number"
+        raise ValueError(f"continual_backprop: count='{count}'; allowed: {allowed}")
+
+
+def _check_update(units: UnitGraph, params: Any, features: Any) -> None:
+    for name, value in (("params", params), ("features", features)):
+        if value is None:
+            call = "update(grads, state, params, features=features)"
+            raise ValueError(f"continual_backprop: update needs `{name}`; call {call}")
+    for group in units.groups:
+        if group.name not in features:
+            there = ", ".join(sorted(features))
+            raise ValueError(f"continual_backprop: features has no entry '{group.name}'; there are: {there}")
+        shape = features[group.name].shape
+        if math.prod(shape[axis] for axis in group.feature_axes) != group.width * group.copies:
+            copies = f" at {group.copies} positions" if group.copies > 1 else ""
+            what = f"features['{group.name}'] of shape {shape}"
+            raise ValueError(f"continual_backprop: {what} has not {group.width} units{copies}")

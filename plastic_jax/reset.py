@@ -27,7 +27,7 @@ class Replacement(NamedTuple):
         fresh: per incoming kernel, by its path, `[n, fan_in]` new weights.
     """
 
-    index: jax.Array
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     valid: jax.Array
     fresh: dict[str, jax.Array]
 
@@ -47,23 +47,17 @@ class _Edit(NamedTuple):
     value: jax.Array | float
 
 
-def no_replacement(group: UnitGroup, n: int, dtypes: Mapping[str, Any]) -> Replacement:
-    """A replacement of no unit, with the shapes of one of at most `n`."""
-    fresh = {s.path: jnp.zeros((n, s.fan), dtypes[s.path]) for s in group.incoming if s.role == "kernel"}
-    return Replacement(jnp.zeros(n, jnp.int32), jnp.zeros(n, bool), fresh)
-
-
 def draw_replacement(
     group: UnitGroup,
     index: jax.Array,
     valid: jax.Array,
     key: jax.Array,
     initializer: UnitInitializer,
-    dtypes: Mapping[str, Any],
+    params: Any,
 ) -> Replacement:
     """Fresh incoming weights for the units `index`; each kernel is drawn with a key made from its own path."""
     fresh = {
-        s.path: initializer(leaf_key(key, s.path), index.shape[0], s.fan, group.width, dtypes[s.path])
+        s.path: initializer(leaf_key(key, s.path), index.shape[0], s.fan, group.width, get_leaf(params, s.path).dtype)
         for s in group.incoming
         if s.role == "kernel"
     }
@@ -102,8 +96,9 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
             return statistic
         if statistic.shape != mask.shape:
             raise ValueError(
-                f"reset_inner_state: the inner optimizer keeps a statistic of shape {statistic.shape} for a parameter of "
-                f"shape {mask.shape}; per-unit resets need statistics of the parameter's shape (reset_state=False skips them)"
+                f"reset_inner_state: the inner optimizer keeps a statistic of shape {statistic.shape} for a parameter "
+                f"of shape {mask.shape}; per-unit resets need statistics of the parameter's shape "
+                "(reset_state=False skips them)"
             )
         return mask
 
@@ -123,10 +118,11 @@ def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], 
         for s in group.outgoing:
             if s.bias is None:
                 continue
-            view = jnp.moveaxis(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims[0], 0)
-            lost = jnp.tensordot(jnp.where(going, mean_feature[group.name].mean(-1), 0.0), view, 1)
-            lost = lost.reshape(-1, get_leaf(params, s.bias).shape[0]).sum(0)
-            gains[s.bias] = gains.get(s.bias, 0.0) + lost
+            bias = get_leaf(params, s.bias)
+            view = jnp.moveaxis(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, range(len(s.unit_dims)))
+            gone = jnp.where(going[:, None], mean_feature[group.name], 0.0)
+            lost = jnp.tensordot(gone, view.reshape(group.width, group.copies, -1, bias.shape[0]).sum(2), 2)
+            gains[s.bias] = gains.get(s.bias, 0.0) + lost.astype(bias.dtype)
     return gains
 
 

@@ -1,8 +1,8 @@
 """How useful is a unit: one small pure function per measure.
 
 Measures are instantaneous; continual backprop keeps their running average, corrected for the unit's age.
-`|w_out|` and `|w_in|` are *means* over the unit's outgoing and incoming weights, biases left out (the paper writes sums;
-the ranking within a layer is the same).
+`|w_out|` and `|w_in|` are *means* over the unit's outgoing and incoming weights, biases left out (the paper writes
+sums; the ranking within a layer is the same).
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 
 class UnitStats(NamedTuple):
@@ -113,35 +112,3 @@ def unit_utility(utility: str | Utility) -> Utility:
     if utility not in UTILITIES:
         raise ValueError(f"utility: unknown '{utility}'; allowed: {', '.join(sorted(UTILITIES))}")
     return UTILITIES[utility]
-
-
-def unit_means(values: jax.Array, unit_axes: tuple[int, ...], copies: int) -> jax.Array:
-    """Mean of `values` over every axis but those of the unit and its copies, as `[width, copies]`."""
-    axes = tuple(axis % values.ndim for axis in unit_axes)
-    others = tuple(axis for axis in range(values.ndim) if axis not in axes)
-    means = jnp.mean(values, others)
-    order = tuple(sorted(axes).index(axis) for axis in axes)
-    return jnp.transpose(means, order).reshape(-1, copies)
-
-
-def mean_magnitude(weights: jax.Array, unit_axes: tuple[int, ...], copies: int) -> jax.Array:
-    """Mean of |w| over every axis but those of the unit and its copies, as `[width, copies]`."""
-    plain = lambda w: unit_means(jnp.abs(w), unit_axes, copies)  # noqa: E731
-    if weights.ndim != 2 or len(unit_axes) != 1 or weights.size < 4096:
-        return plain(weights)
-    column = unit_axes[0] % 2 == 1
-    # On CPUs XLA writes |w| to memory and then reduces it slowly; a product with ones, and sums of slices, do not wait.
-    fast = _column_means if column else _row_means
-    return jax.lax.platform_dependent(weights, cpu=lambda w: fast(jnp.abs(w))[:, None], default=plain)
-
-
-def _column_means(values: jax.Array) -> jax.Array:
-    n = values.shape[0]
-    return jnp.full((n,), 1 / n, values.dtype) @ values
-
-
-def _row_means(values: jax.Array) -> jax.Array:
-    n = values.shape[1]
-    if n > 32 and n % 4 == 0:
-        return sum(values[:, i * n // 4 : (i + 1) * n // 4] for i in range(4)).sum(1) / n  # pyright: ignore
-    return jnp.mean(values, 1)

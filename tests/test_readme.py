@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plastic_jax
 import pytest
 
+import plastic_jax
 from launch import Experiment, run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -34,9 +34,7 @@ def test_the_library_block_takes_one_step_of_at_most_eight_lines():
     names = {"plastic_jax": plastic_jax, "jax": jax, "optax": optax, "x": x, "loss": loss}
     exec(code, names)
     before = plastic_jax.MLP(widths=(64, 64), outputs=10).init(jax.random.key(0), x)["params"]
-    assert all(
-        np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(names["params"]), strict=True)
-    )
+    assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(names["params"]), strict=True))
     assert set(names["features"]) == {"Dense_0", "Dense_1"}
 
 

@@ -43,7 +43,7 @@ def mlp_units(network: MLP, params: Any) -> UnitGraph:
 
     def forward(params: Any, *inputs: Any) -> tuple[Any, dict[str, Any]]:
         output, sown = network.apply({"params": params}, *inputs, mutable=["features"])
-        hidden = sown.get("features", {})
+        hidden: Any = sown.get("features", {})
         return output, {group.name: hidden[f"hidden_{i}"][0] for i, group in enumerate(groups)}
 
     return UnitGraph(tuple(groups), forward)

@@ -185,7 +185,7 @@ def test_legend_and_caption_make_the_figure_taller_and_leave_the_panel_its_heigh
 
 
 def test_an_unknown_metric_names_the_nearest_and_those_there_are(folder):
-    with pytest.raises(InputError, match="did you mean 'squared_error'.*allowed: squared_error"):
+    with pytest.raises(InputError, match=r"did you mean 'squared_error'.*allowed: squared_error"):
         plot([folder], metrics=["sqared_error"])
     assert not (folder / "figure.png").exists()
 
@@ -239,5 +239,6 @@ def test_commands_answer_wrong_input_with_one_line_and_status_2(module, tmp_path
 def test_help_ends_well_and_importing_brings_no_jax():
     done = run("launch.compare", "--helpfull")
     assert done.returncode == 0 and "--window" in done.stdout
-    code = "import sys, launch.plot, launch.compare, launch.export, launch.sinks; print({'jax', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, launch.plot, launch.compare, launch.export, launch.sinks; "
+    code += "print({'jax', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -166,7 +166,7 @@ def test_lanes_that_do_not_fit_the_metrics(tmp_path):
 def test_no_metrics_yet(tmp_path):
     write(tmp_path / "a")
     (tmp_path / "a/metrics.npz").unlink()
-    with pytest.raises(InputError, match="no metrics.npz in it; it holds DONE, run.json"):
+    with pytest.raises(InputError, match=r"no metrics\.npz in it; it holds DONE, run\.json"):
         read_run(tmp_path / "a")
 
 

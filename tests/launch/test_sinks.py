@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -12,7 +13,7 @@ NAN = float("nan")
 
 
 class FakeWriter:
-    made: dict = {}
+    made: ClassVar[dict] = {}
 
     def __init__(self, folder, purge_step):
         self.purge_step, self.scalars, self.settings = purge_step, [], ""
@@ -24,8 +25,8 @@ class FakeWriter:
     def add_text(self, name, text):
         self.settings = text
 
-    def flush(self):
-        pass
+    def close(self):
+        self.closed = True
 
 
 class FakeWandb(SimpleNamespace):
@@ -42,6 +43,9 @@ class FakeWandb(SimpleNamespace):
     def log(self, values):
         self.logged.append(values)
 
+    def finish(self):
+        self.started.append("finished")
+
 
 def test_tensorboard_has_one_folder_per_label(tmp_path, monkeypatch):
     monkeypatch.setattr(FakeWriter, "made", {})
@@ -54,12 +58,15 @@ def test_tensorboard_has_one_folder_per_label(tmp_path, monkeypatch):
     a, b = (FakeWriter.made[str(tmp_path / "tensorboard" / label)] for label in "ab")
     assert a.scalars == [("loss", 1.0, 10), ("loss", 2.0, 20)] and a.purge_step == 10 and "steps = 20" in a.settings
     assert b.scalars == [("loss", 3.0, 10)]
+    sink.close()
+    assert a.closed and b.closed
 
 
 def test_tensorboard_writes_events(tmp_path):
     pytest.importorskip("tensorboardX")
     (sink,) = open_sinks(["tensorboard"], tmp_path, {})
     sink("a", 10, {"loss": 1.0})
+    sink.close()
     (events,) = (tmp_path / "tensorboard/a").glob("events.out.tfevents.*")
     assert b"loss" in events.read_bytes()
 
@@ -72,7 +79,8 @@ def test_wandb_is_one_run_with_a_step_per_label(tmp_path, monkeypatch):
     sink("a", 10, {"loss": 1.0, "rank": NAN})
     sink("a", 20, {"loss": 2.0})
     sink("b", 10, {"loss": 3.0})
-    assert [given["config"] for given in fake.started] == [{"steps": 20}]
+    sink.close()
+    assert fake.started[0]["config"] == {"steps": 20} and fake.started[1:] == ["finished"]
     assert fake.defined == [("a/*", "a/step"), ("b/*", "b/step")]
     assert fake.logged[0] == {"a/step": 10, "a/loss": 1.0} and fake.logged[2] == {"b/step": 10, "b/loss": 3.0}
 

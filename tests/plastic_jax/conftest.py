@@ -68,7 +68,7 @@ def load_trace(name, full=False):
 def replay_trace(trace, make_tx, *, precision="f64", extra=None, see=lambda state: ()):
     """Learns a recorded problem.
 
-    `make_tx(config, units, extra)` gives the transformation, inside the compiled step; `extra` is what the step is given
+    `make_tx(config, units, extra)` gives the transformation, inside the compiled step; `extra` is what that step has
     of a pytree of `[steps, ...]` arrays. `see(state)` is kept of every step. Compiled once for a `make_tx` and `see`.
     """
     with jax.enable_x64(precision == "f64"):
@@ -109,13 +109,15 @@ def _program(config, widths, make_tx, see):
 
 
 def assert_tree_close(actual, expected, **tolerance):
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **({"rtol": 1e-9, "atol": 1e-12} | tolerance)), actual, expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, **({"rtol": 1e-9, "atol": 1e-12} | tolerance)), actual, expected
+    )
 
 
 @pytest.fixture(scope="session")
 def replay():
-    """`replay(name, make_tx)` learns a recorded problem in float64 with the committed beginning, and in full where it is
-    at hand; losses must agree to 1e-9. Gives `(trace, replayed)` of the longest."""
+    """`replay(name, make_tx)` learns a recorded problem in float64, its committed beginning and, where it is at hand,
+    all of it; losses must agree to 1e-9. Gives `(trace, replayed)` of the longest."""
 
     def check(name, make_tx, *, extra=lambda trace: None):
         done = None

@@ -9,7 +9,6 @@ import pytest
 from plastic_jax.adam import AdamState
 from plastic_jax.adam import adam as typed_adam
 
-
 # optax types a state as any tree of arrays; the tests look inside it.
 adam: Any = typed_adam
 PARAMS: Any = {"kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "bias": jnp.array([3.0, -1.0])}

@@ -13,7 +13,6 @@ from plastic_jax.shrink_and_perturb import (
     shrink_and_perturb_at_boundary,
 )
 
-
 KEY = jax.random.key(7)
 PARAMS: Any = {
     "Dense_0": {"kernel": 3.0 * jax.random.normal(jax.random.key(1), (40, 50)), "bias": jnp.zeros(50)},

@@ -8,7 +8,6 @@ import pytest
 
 from plastic_jax.weight_decay import weight_decay as typed_weight_decay
 
-
 # optax types a state as any tree of arrays; the tests look inside it.
 weight_decay: Any = typed_weight_decay
 PARAMS: Any = {"kernel": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "bias": jnp.array([3.0, -1.0])}

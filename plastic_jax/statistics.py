@@ -1,0 +1,87 @@
+"""What a measure of usefulness looks at: means of activations and of weights, per unit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plastic_jax.paths import get_leaf
+from plastic_jax.units.graph import Slice, UnitGroup
+from plastic_jax.utility import UnitStats
+
+
+def mean_feature(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Mean of `feature` over the mapped axis and all axes but those of the unit and its copies; `[width, copies]`."""
+    mean = unit_means(feature, group.feature_axes, group.copies)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def unit_stats(
+    group: UnitGroup, params: Any, feature: jax.Array, centre: jax.Array, key: jax.Array, axis_name: str | None = None
+) -> UnitStats:
+    """Everything that measures may look at, of one group.
+
+    Args:
+        group: the units.
+        params: the model's parameters.
+        feature: the units' values, their axes at `group.feature_axes`.
+        centre: `[width, copies]`, what the centred magnitude is taken around.
+        key: handed on to the measure.
+        axis_name: mapped axis over which batch means are averaged.
+    """
+    return UnitStats(
+        incoming_magnitude=_magnitude([s for s in group.incoming if s.role == "kernel"], params, 1),
+        outgoing_magnitude=_magnitude([s for s in group.outgoing if s.role == "kernel"], params, group.copies),
+        mean_absolute=mean_feature(group, jnp.abs(feature), axis_name),
+        mean_absolute_centred=mean_feature(group, jnp.abs(feature - _like(feature, centre, group)), axis_name),
+        key=key,
+    )
+
+
+def _like(feature: jax.Array, centre: jax.Array, group: UnitGroup) -> jax.Array:
+    """`centre`, `[width, copies]`, on the axes of `feature`."""
+    axes = tuple(axis % feature.ndim for axis in group.feature_axes)
+    ordered = centre.reshape([feature.shape[a] for a in axes])
+    ordered = jnp.transpose(ordered, [axes.index(a) for a in sorted(axes)])
+    return jnp.expand_dims(ordered, [a for a in range(feature.ndim) if a not in axes])
+
+
+def _magnitude(slices: list[Slice], params: Any, copies: int) -> jax.Array:
+    """Mean |w| of the slices, weighted by their sizes, `[width, copies]`."""
+    total = sum(s.fan for s in slices)
+    return sum(
+        mean_magnitude(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, copies) * (s.fan / total)
+        for s in slices
+    )  # pyright: ignore[reportReturnType]
+
+
+def unit_means(values: jax.Array, unit_axes: tuple[int, ...], copies: int) -> jax.Array:
+    """Mean of `values` over every axis but those of the unit and its copies, as `[width, copies]`."""
+    axes = tuple(axis % values.ndim for axis in unit_axes)
+    others = tuple(axis for axis in range(values.ndim) if axis not in axes)
+    means = jnp.mean(values, others)
+    order = tuple(sorted(axes).index(axis) for axis in axes)
+    return jnp.transpose(means, order).reshape(-1, copies)
+
+
+def mean_magnitude(weights: jax.Array, unit_axes: tuple[int, ...], copies: int) -> jax.Array:
+    """Mean of |w| over every axis but those of the unit and its copies, as `[width, copies]`."""
+    plain = lambda w: unit_means(jnp.abs(w), unit_axes, copies)  # noqa: E731
+    if weights.ndim != 2 or len(unit_axes) != 1 or weights.size < 4096:
+        return plain(weights)
+    column = unit_axes[0] % 2 == 1
+    # On CPUs XLA writes |w| to memory and then reduces it slowly; a product with ones, and sums of slices, do not wait.
+    fast = _column_means if column else _row_means
+    return jax.lax.platform_dependent(weights, cpu=lambda w: fast(jnp.abs(w))[:, None], default=plain)
+
+
+def _column_means(values: jax.Array) -> jax.Array:
+    n = values.shape[0]
+    return jnp.full((n,), 1 / n, values.dtype) @ values
+
+
+def _row_means(values: jax.Array) -> jax.Array:
+    n = values.shape[1]
+    if n > 32 and n % 4 == 0:
+        return sum(values[:, i * n // 4 : (i + 1) * n // 4] for i in range(4)).sum(1) / n  # pyright: ignore
+    return jnp.mean(values, 1)

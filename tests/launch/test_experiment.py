@@ -1,0 +1,180 @@
+"""From an experiment to jobs and lanes: all is checked before anything is compiled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from launch.errors import InputError
+from launch.experiment import Experiment, lane_keys, resolve, warnings
+from launch.lanes import parameter_count, units_of
+from launch.methods import METHODS
+from launch.registry import TASKS
+
+SMALL = Experiment("slowly_changing_regression(change_every=200)", "backprop", (0, 1, 2), steps=2000, bin=400)
+
+
+def changed(**fields):
+    return resolve(dataclasses.replace(SMALL, **fields))
+
+
+WRONG = [
+    ("task", "slowly_changing_regresion", ["--task", "did you mean 'slowly_changing_regression'?", "bit_flipping"]),
+    ("task", "slowly_changing_regression(variant=flip)", ["--task", "'flip'", "redraw, flip_one"]),
+    ("task", "slowly_changing_regression(change_evry=1)", ["--task", "did you mean 'change_every'?"]),
+    ("task", "slowly_changing_regression(change_every=0)", ["--task", "change_every=0", "positive"]),
+    ("task", "slowly_changing_regression(data_dir='/x')", ["--task", "data_dir", "allowed"]),
+    ("methods", "continual_backpropp", ["--methods", "did you mean 'continual_backprop'?", "shrink_and_perturb"]),
+    ("methods", "backprop(step_sise=1)", ["--methods", "did you mean 'step_size'?"]),
+    ("methods", "backprop(step_size=-0.1)", ["--methods", "backprop.step_size", "-0.1", "from 0 to 100"]),
+    ("methods", "backprop(step_size=fast)", ["--methods", "'fast'", "number from 0 to 100"]),
+    ("methods", "continual_backprop(replacement_rate=1.5)", ["--methods", "1.5", "from 0 to 1"]),
+    ("methods", "continual_backprop(utility=contributon)", ["--methods", "did you mean 'contribution'?"]),
+    ("methods", "continual_backprop(maturity_threshold=1.5)", ["--methods", "1.5", "whole number"]),
+    ("methods", "continual_backprop(max_replacements=0)", ["--methods", "'0'", "positive whole number"]),
+    ("methods", "continual_backprop(reset_state=maybe)", ["--methods", "'maybe'", "True"]),
+    ("methods", "backprop(step_size=True)", ["--methods", "'True'", "number"]),
+    ("methods", "a=backprop@2000->l2", ["--methods", "'a'", "2000", "not between 0 and 2000"]),
+    ("methods", "a=linear@1000->backprop", ["--methods", "'a'", "cannot switch", "widths=()"]),
+    ("seeds", (), ["--seeds"]),
+    ("seeds", (1, 1), ["--seeds", "different"]),
+    ("seeds", (-1, 1), ["--seeds"]),
+    ("steps", 0, ["--steps", "0", "positive"]),
+    ("steps", -5, ["--steps", "-5", "positive"]),
+    ("steps", 2**31, ["--steps", str(2**31)]),
+    ("steps", 1.5, ["--steps", "1.5", "whole"]),
+    ("tasks", 3, ["--steps and --tasks"]),
+    ("preset", "publshed", ["--preset", "did you mean 'published'?"]),
+    ("bin", 0, ["--bin", "0"]),
+    ("bin", -1, ["--bin", "-1"]),
+    ("lanes_per_batch", 0, ["--lanes_per_batch", "0"]),
+    ("network", "mpl", ["--network", "did you mean 'mlp'?", "linear"]),
+    ("network", "mlp(widths=(0,))", ["--network", "widths=(0,)", "positive integers"]),
+    ("network", "mlp(activation=rely)", ["--network", "did you mean 'relu'?"]),
+    ("network", "mlp(width=(5,))", ["--network", "did you mean 'widths'?"]),
+    ("network", "mlp(outputs=3)", ["--network", "outputs=3"]),
+    ("network", "mlp(activation=[1])", ["--network", "[1]", "relu"]),
+    ("set", ("step_sise=1",), ["--set", "did you mean 'step_size'?"]),
+    ("set", ("bakprop.step_size=1",), ["--set", "did you mean 'backprop'?"]),
+    ("set", ("step_size=-1",), ["--set", "backprop.step_size", "-1"]),
+    ("set", ("step_size=big",), ["--set", "'big'", "number"]),
+    ("set", ("step_size",), ["--set", "NAME=VALUE"]),
+    ("set", ("step_size=nan",), ["--set", "nan", "number"]),
+    ("sweep", ("step_size=1,-1",), ["--sweep", "-1", "from 0 to 100"]),
+    ("sweep", ("optimizer=sgd,adam",), ["--sweep", "optimizer is a choice"]),
+    ("sweep", ("backprop.weight_decay=1,2",), ["--sweep", "weight_decay", "step_size"]),
+    ("sweep", ("step_size=a,b",), ["--sweep", "a,b", "numbers"]),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), WRONG)
+def test_wrong_input_is_refused_in_one_line_that_names_it(field, value, words):
+    with pytest.raises(InputError) as error:
+        changed(**{field: value})
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith(words[0])
+    assert all(word in text for word in words), text
+
+
+def test_lanes_are_the_product_of_swept_numbers_and_seeds():
+    plan = changed(
+        methods="backprop,cbp=continual_backprop(step_size=0.5)",
+        seeds=(7, 9),
+        sweep=("step_size=0.1,0.2", "cbp.replacement_rate=0:1:lin2"),
+    )
+    seen = [(lane.hyper["step_size"], lane.seed) for lane in plan.jobs[0].lanes]
+    assert seen == [(0.1, 7), (0.1, 9), (0.2, 7), (0.2, 9)]
+    assert len(plan.jobs[1].lanes) == 8
+    assert {(n.hyper["step_size"], n.hyper["replacement_rate"]) for n in plan.jobs[1].lanes} == {
+        (0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0),
+    }  # fmt: skip
+
+
+def test_later_settings_win_default_preset_call_set():
+    def hyper(**fields):
+        return changed(**fields).jobs[0].lanes[0].hyper
+
+    tuned = TASKS["slowly_changing_regression"].presets["sound"]["l2"]["weight_decay"]
+    assert tuned != METHODS["l2"].numbers["weight_decay"].default
+    assert hyper(methods="l2")["weight_decay"] == tuned
+    assert hyper(methods="l2(weight_decay=0.5)")["weight_decay"] == 0.5
+    assert hyper(methods="l2(weight_decay=0.5)", set=("weight_decay=0.25",))["weight_decay"] == 0.25
+    assert hyper(methods="l2(weight_decay=0.5)", set=("l2.weight_decay=0.25",))["weight_decay"] == 0.25
+    assert hyper(methods="a=l2", set=("a.weight_decay=0.25",))["weight_decay"] == 0.25
+    published = changed(methods="continual_backprop", preset="published").jobs[0]
+    assert published.static["count"] == "bernoulli"
+    assert published.lanes[0].hyper["maturity_threshold"] == 10
+
+
+def test_a_setting_reaches_whichever_side_of_a_switch_knows_it():
+    methods = "r=backprop@1000->continual_backprop"
+    for text in ("replacement_rate=0.5", "r.replacement_rate=0.5", "continual_backprop.replacement_rate=0.5"):
+        assert changed(methods=methods, set=(text,)).jobs[0].lanes[0].hyper["replacement_rate"] == 0.5
+    job = changed(methods=methods, set=("r.step_size=0.5",)).jobs[0]
+    assert job.first.lanes[0].hyper["step_size"] == job.lanes[0].hyper["step_size"] == 0.5
+    job = changed(methods=methods, set=("backprop.step_size=0.5",)).jobs[0]
+    assert (job.first.lanes[0].hyper["step_size"], job.lanes[0].hyper["step_size"]) == (0.5, 0.01)
+
+
+def test_lanes_on_both_sides_of_a_switch_belong_together():
+    sweep = ("step_size=0.1,0.2", "replacement_rate=0,1")
+    job = changed(methods="r=backprop@1000->continual_backprop", seeds=(4, 5), sweep=sweep).jobs[0]
+    assert len(job.lanes) == len(job.first.lanes) == 8
+    for before, after in zip(job.first.lanes, job.lanes, strict=True):
+        assert (before.seed, before.hyper["step_size"]) == (after.seed, after.hyper["step_size"])
+    with pytest.raises(InputError, match="^--sweep: 'r' sweeps a number of l2 that is gone"):
+        changed(methods="r=l2@1000->backprop", sweep=("weight_decay=0,1",))
+
+
+def test_settings_tell_apart_what_happened_before_a_switch():
+    def settings(first):
+        plan = changed(methods=f"r={first}@1000->continual_backprop")
+        return plan.settings(plan.jobs[0])
+
+    plain = settings("backprop")
+    assert plain["first"] == "backprop"
+    assert plain["switch_at"] == 1000
+    assert plain != settings("backprop(step_size=0.5)")
+    assert plain != settings("backprop(optimizer=adam)")
+
+
+def test_length_comes_from_steps_or_tasks_or_the_task():
+    assert changed().steps == 2000
+    assert changed(steps=None, tasks=3).steps == 600
+    assert changed(steps=None).steps == 1_000_000
+    assert resolve(Experiment("bit_flipping", "backprop")).bin == 20_000
+    assert resolve(Experiment("bit_flipping", "backprop")).spec.name == "slowly_changing_regression"
+
+
+def test_lane_keys_depend_on_the_seed_alone():
+    plan = changed(methods="backprop,continual_backprop", sweep=("step_size=0.1,0.2",))
+    one, other = (np.asarray(jax.random.key_data(lane_keys(job.lanes))) for job in plan.jobs)
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one[:3], one[3:])
+    assert len({tuple(row) for row in one}) == 3
+
+
+def test_lanes_are_cut_into_batches_of_one_size():
+    plan = changed(seeds=tuple(range(5)), lanes_per_batch=2)
+    units = units_of(plan, plan.jobs[0], "cpu")
+    assert [(u.start, u.stop, u.size) for u in units] == [(0, 2, 2), (2, 4, 2), (4, 5, 2)]
+    assert parameter_count(plan, plan.jobs[0]) == 20 * 5 + 5 + 5 + 1
+
+
+@pytest.mark.parametrize(
+    ("methods", "lines"),
+    [
+        ("continual_backprop(maturity_threshold=1999)", 0),
+        ("continual_backprop(maturity_threshold=2000)", 1),
+        ("r=backprop@1500->continual_backprop(maturity_threshold=499)", 0),
+        ("r=backprop@1500->continual_backprop(maturity_threshold=500)", 1),
+        ("r=continual_backprop(maturity_threshold=500)@500->backprop", 1),
+        ("backprop,l2", 0),
+    ],
+)
+def test_warns_where_no_unit_can_ever_be_replaced(methods, lines):
+    found = warnings(changed(methods=methods))
+    assert len(found) == lines
+    assert all("maturity_threshold" in line and "\n" not in line for line in found)

@@ -1,0 +1,260 @@
+"""What every method of the library promises as an optax transformation. A new method is one more entry in METHODS."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plastic_jax import MLP, mlp_units
+from plastic_jax.adam import adam
+from plastic_jax.continual_backprop import STATIC_ARGS, continual_backprop
+from plastic_jax.shrink_and_perturb import (
+    published_shrink_and_perturb,
+    shrink_and_perturb,
+    shrink_and_perturb_at_boundary,
+)
+from plastic_jax.weight_decay import weight_decay
+
+NETWORK = MLP(widths=(4, 3), outputs=2)
+X = jax.random.normal(jax.random.key(0), (5, 6))
+Y = jax.random.normal(jax.random.key(1), (5, 2))
+PARAMS: Any = NETWORK.init(jax.random.key(2), X)["params"]
+UNITS = mlp_units(NETWORK, PARAMS)
+KEY = jax.random.key(3)
+
+
+def fresh(key):
+    return NETWORK.init(key, X)["params"]
+
+
+def inner(h):
+    return optax.sgd(h["step_size"], momentum=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How to build it from numbers and a key, numbers with which it acts, and those with which it does not.
+
+    `inject` is the factory, its arguments and its static ones.
+    """
+
+    build: Callable[[dict[str, Any], jax.Array], optax.GradientTransformation]
+    numbers: dict[str, float]
+    off: dict[str, float] | None
+    inject: tuple[Callable[..., Any], Callable[[jax.Array], dict[str, Any]], tuple[str, ...]]
+
+
+METHODS = {
+    "continual_backprop": Method(
+        lambda h, key: continual_backprop(
+            inner(h),
+            UNITS,
+            replacement_rate=h["rate"],
+            maturity_threshold=h["maturity"],
+            decay_rate=h["decay"],
+            key=key,
+        ),
+        {"rate": 0.3, "age": 1, "decay": 0.9},
+        {"rate": 0.0},
+        (
+            continual_backprop,
+            lambda key: {
+                "inner": optax.sgd(0.1),
+                "units": UNITS,
+                "replacement_rate": 0.3,
+                "maturity_threshold": 1,
+                "key": key,
+            },
+            STATIC_ARGS,
+        ),
+    ),
+    "weight_decay": Method(
+        lambda h, key: weight_decay(inner(h), h["rate"]),
+        {"rate": 0.1},
+        {"rate": 0.0},
+        (weight_decay, lambda key: {"inner": optax.sgd(0.1), "rate": 0.1}, ("coupled",)),
+    ),
+    "weight_decay_decoupled": Method(
+        lambda h, key: weight_decay(inner(h), h["rate"], coupled=False, step_size=h["step_size"]),
+        {"rate": 0.1},
+        {"rate": 0.0},
+        (
+            weight_decay,
+            lambda key: {"inner": optax.sgd(0.1), "rate": 0.1, "coupled": False, "step_size": 0.1},
+            ("coupled",),
+        ),
+    ),
+    "shrink_and_perturb": Method(
+        lambda h, key: shrink_and_perturb(inner(h), shrink=h["shrink"], noise=h["noise"], key=key),
+        {"shrink": 0.01, "noise": 0.1},
+        {"shrink": 0.0, "noise": 0.0},
+        (shrink_and_perturb, lambda key: {"inner": optax.sgd(0.1), "shrink": 0.01, "noise": 0.1, "key": key}, ()),
+    ),
+    "published_shrink_and_perturb": Method(
+        lambda h, key: published_shrink_and_perturb(inner(h), weight_decay=h["rate"], noise_std=h["noise"], key=key),
+        {"rate": 0.01, "noise": 0.1},
+        {"rate": 0.0, "noise": 0.0},
+        (
+            published_shrink_and_perturb,
+            lambda key: {"inner": optax.sgd(0.1), "weight_decay": 0.01, "noise_std": 0.1, "key": key},
+            ("noise",),
+        ),
+    ),
+    "shrink_and_perturb_at_boundary": Method(
+        lambda h, key: shrink_and_perturb_at_boundary(
+            inner(h), shrink=h["keep"], perturb=h["fresh"], init=fresh, key=key
+        ),
+        {"keep": 0.4, "fresh": 0.1},
+        None,  # shrink=1 is off up to rounding, at a boundary
+        (
+            shrink_and_perturb_at_boundary,
+            lambda key: {"inner": optax.sgd(0.1), "shrink": 0.4, "perturb": 0.1, "init": fresh, "key": key},
+            ("init",),
+        ),
+    ),
+    "adam": Method(
+        lambda h, key: adam(h["step_size"], h["b1"]),
+        {"b1": 0.8},
+        None,
+        (adam, lambda key: {"step_size": 0.1, "b1": 0.8}, ("bias_correction",)),
+    ),
+}
+STEPS = 6
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+def numbers(method, **change):
+    return {"step_size": 0.1} | method.numbers | change
+
+
+def one_step(tx, params, state, clock, **extra):
+    def loss(params):
+        output, features = UNITS.apply(params, X.astype(params["Dense_0"]["kernel"].dtype))
+        return jnp.mean((output - Y) ** 2), features
+
+    (value, features), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    update: Any = optax.with_extra_args_support(tx).update
+    clock = jnp.asarray(clock, jnp.int32)
+    updates, state = update(
+        gradient, state, params, features=features, boundary=clock == 3, loss=value, clock=clock, **extra
+    )
+    return optax.apply_updates(params, updates), state
+
+
+def scanned(method, h, key) -> Any:
+    tx = method.build(h, key)
+    carry = (PARAMS, tx.init(PARAMS))
+    return jax.lax.scan(lambda c, clock: (one_step(tx, *c, clock), None), carry, jnp.arange(STEPS))[0]
+
+
+def plain(tree):
+    """Keys as their data, so that trees can be compared as numbers."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
+
+
+def assert_close(a, b, **tolerance):
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} | tolerance
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), plain(a), plain(b))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+
+
+def types(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_state_keeps_structure_shapes_and_types_with_arguments_it_does_not_know(method, dtype):
+    params = optax.tree.cast(PARAMS, dtype)
+
+    def run(h):
+        tx = method.build(h, KEY)
+        state = tx.init(params)
+        return (params, state), one_step(tx, params, state, 0, surprise=1.0)
+
+    h = jax.tree.map(jnp.asarray, numbers(method))
+    before, after = jax.eval_shape(run, h)
+    assert types(before) == types(after)
+
+
+def test_lanes_scan_and_python_loop_agree(method):
+    """vmap = loop over lanes with keys and numbers of their own, scan = loop over steps, one compilation for all."""
+    lanes = [(numbers(method), KEY), (numbers(method, step_size=0.05), jax.random.key(8))]
+    h, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+    mapped = jax.jit(jax.vmap(lambda h, key: scanned(method, h, key)))(h, keys)
+    step = jax.jit(lambda h, key, params, state, clock: one_step(method.build(h, key), params, state, clock))
+    for lane, (h, key) in enumerate(lanes):
+        h = jax.tree.map(jnp.asarray, h)
+        params, state = PARAMS, method.build(h, key).init(PARAMS)
+        for clock in range(STEPS):
+            params, state = step(h, key, params, state, jnp.int32(clock))
+        assert_close(jax.tree.map(lambda leaf, lane=lane: leaf[lane], mapped), (params, state))
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_compiled_is_eager(method):
+    tx = method.build(numbers(method), KEY)
+    state, gradient = tx.init(PARAMS), jax.tree.map(jnp.cos, PARAMS)
+    extra = {"features": UNITS.apply(PARAMS, X)[1], "boundary": jnp.array(True), "clock": jnp.int32(3)}
+    compiled = jax.jit(tx.update)(gradient, state, PARAMS, **extra)
+    assert_close(compiled, tx.update(gradient, state, PARAMS, **extra))
+
+
+def test_switched_off_it_is_inner_bit_for_bit(method):
+    if method.off is None:
+        pytest.skip("it has no numbers with which it does nothing")
+    h = jax.tree.map(jnp.asarray, numbers(method, **method.off))
+
+    @jax.jit
+    def both(h):
+        tx, alone = method.build(h, KEY), inner(h)
+        ours, theirs = (PARAMS, tx.init(PARAMS)), (PARAMS, alone.init(PARAMS))
+        for clock in range(3):
+            ours, theirs = one_step(tx, *ours, clock), one_step(alone, *theirs, clock)
+        return ours, theirs
+
+    (params, state), (expected, inner_state) = both(h)
+    assert_equal(params, expected)
+    assert_equal(getattr(state, "inner", state), inner_state)
+
+
+def test_works_in_a_chain_and_with_injected_numbers_and_its_state_may_be_given_away(method):
+    factory, arguments, static = method.inject
+    key = jax.random.key(3)
+    direct = factory(**arguments(key))
+    # optax keeps injected arguments in its state as they are: a key of its own, so that it may be given away too.
+    injected = optax.inject_hyperparams(factory, static_args=static)(**arguments(jax.random.key(3)))
+    forms = (direct, optax.chain(direct), injected)
+
+    def step(params, states):
+        return [one_step(tx, params, state, 3) for tx, state in zip(forms, states, strict=True)]
+
+    states = [tx.init(PARAMS) for tx in forms]
+    done = jax.jit(step, donate_argnums=1)(PARAMS, states)
+    (alone, state), (chained, chained_state), (with_injected, injected_state) = done
+    assert_equal(alone, chained)
+    assert_close(alone, with_injected)
+    assert_equal(state, chained_state[0])
+    assert_close(state, injected_state.inner_state)
+    direct.init(PARAMS)  # what the caller gave is still there
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_any_kind_of_typed_key_will_do(method, impl):
+    key = jax.random.key(0, impl=impl)
+    tx = method.build(numbers(method), key)
+    state = jax.eval_shape(lambda: one_step(tx, PARAMS, tx.init(PARAMS), 3)[1])
+    if hasattr(state, "key"):
+        assert state.key.dtype == key.dtype

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastic_jax import UTILITIES, UnitStats, Utility
+from plastic_jax.statistics import mean_magnitude, unit_means
+from plastic_jax.utility import unit_utility
+
+STATS = UnitStats(
+    incoming_magnitude=jnp.array([[2.0], [4.0]]),
+    outgoing_magnitude=jnp.array([[3.0], [0.5]]),
+    mean_absolute=jnp.array([[5.0], [6.0]]),
+    mean_absolute_centred=jnp.array([[1.0], [8.0]]),
+    key=jax.random.key(0),
+)
+EXPECTED = {
+    "weight": [3, 0.5],
+    "contribution": [15, 3],
+    "adaptation": [0.5, 0.25],
+    "zero_contribution": [3, 4],
+    "adaptable_contribution": [1.5, 1],
+    "feature_by_input": [0.5, 2],
+    "most_useful_first": [-1.5, -1],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_measures_on_known_statistics(name):
+    np.testing.assert_allclose(UTILITIES[name](STATS)[:, 0], EXPECTED[name])
+
+
+def test_every_named_measure_is_covered_and_random_alone_is_not_averaged():
+    assert set(UTILITIES) == {*EXPECTED, "random"}
+    assert [name for name, utility in UTILITIES.items() if not utility.averaged] == ["random"]
+    drawn = UTILITIES["random"](STATS)
+    assert drawn.shape == (2, 1)
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert (drawn != UTILITIES["random"](STATS._replace(key=jax.random.key(1)))).all()
+
+
+def test_a_measure_may_be_given_by_name_or_by_hand():
+    own = Utility(lambda stats: stats.mean_absolute)
+    assert unit_utility(own) is own
+    assert unit_utility("weight") is UTILITIES["weight"]
+    with pytest.raises(ValueError, match=r"utility: unknown 'wieght'; allowed: adaptable_contribution, .*weight"):
+        unit_utility("wieght")
+
+
+def test_means_keep_units_and_copies_in_the_order_of_their_axes():
+    values = jnp.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    np.testing.assert_allclose(unit_means(values, (-1,), 1)[:, 0], values.mean((0, 1, 2)))
+    copies = unit_means(values, (3, 1), 3)
+    assert copies.shape == (5, 3)
+    np.testing.assert_allclose(copies, values.mean((0, 2)).T)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 128), (128, 63), (100, 90)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_fast_sums_of_magnitudes_are_the_means(shape, axis):
+    weights = jax.random.normal(jax.random.key(0), shape)
+    ours = jax.jit(lambda w: mean_magnitude(w, (axis,), 1))(weights)
+    assert ours.shape == (shape[axis], 1)
+    np.testing.assert_allclose(ours[:, 0], np.abs(weights).mean(1 - axis), rtol=1e-5)
