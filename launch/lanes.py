@@ -112,7 +112,7 @@ def _one_input(plan: Plan) -> jax.ShapeDtypeStruct:
 def _parameters(plan: Plan, job: Job) -> Any:
     try:
         output, variables = jax.eval_shape(job.network.init_with_output, _key(), _one_input(plan))
-        params = variables["params"]
+        params = variables.get("params", {})
     except Exception as error:  # whatever a network of one's own raises on these inputs
         reason = " ".join(str(error).split())[:300]
         raise InputError(

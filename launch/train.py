@@ -161,7 +161,10 @@ def _with_settings(text: str, **settings) -> str:
     if not given:
         return text
     text = text.strip()
-    return f"{text[:-1].rstrip(', ')},{given})" if text.endswith(")") else f"{text}({given})"
+    if not text.endswith(")"):
+        return f"{text}({given})"
+    inside = text[:-1].rstrip(", ")
+    return f"{inside}{'' if inside.endswith('(') else ','}{given})"
 
 
 if __name__ == "__main__":

@@ -1,22 +1,39 @@
 """Keeping neural networks able to learn: continual backprop and its kin as optax transformations over pytrees."""
 
+from plastic_jax import metrics
+from plastic_jax.adam import AdamState, adam
 from plastic_jax.continual_backprop import ContinualBackpropState, continual_backprop
 from plastic_jax.initializers import Law, UnitInitializer
 from plastic_jax.networks import MLP
+from plastic_jax.shrink_and_perturb import (
+    ShrinkAndPerturbState,
+    published_shrink_and_perturb,
+    shrink_and_perturb,
+    shrink_and_perturb_at_boundary,
+)
 from plastic_jax.units import Slice, UnitGraph, UnitGroup, mlp_units
 from plastic_jax.utility import UTILITIES, UnitStats, Utility
+from plastic_jax.weight_decay import weight_decay
 
 __all__ = [
     "MLP",
     "UTILITIES",
+    "AdamState",
     "ContinualBackpropState",
     "Law",
+    "ShrinkAndPerturbState",
     "Slice",
     "UnitGraph",
     "UnitGroup",
     "UnitInitializer",
     "UnitStats",
     "Utility",
+    "adam",
     "continual_backprop",
+    "metrics",
     "mlp_units",
+    "published_shrink_and_perturb",
+    "shrink_and_perturb",
+    "shrink_and_perturb_at_boundary",
+    "weight_decay",
 ]

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax import weight_decay as decay
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import leaf_key, normal_like
+from plastic_jax.weight_decay import weight_decay as add_weight_decay
 
 Number = float | jax.Array
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
@@ -135,7 +135,7 @@ def published_shrink_and_perturb(
     _check("weight_decay", weight_decay)
     _check("noise_std", noise_std)
     _check("noise_every", noise_every, low=1)
-    decayed = decay.weight_decay(inner, weight_decay)
+    decayed = add_weight_decay(inner, weight_decay)
     draw = noise or (lambda key, now, params: normal_like(key, params))
     std = noise_std * noise_every**0.5
 

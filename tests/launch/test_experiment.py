@@ -124,7 +124,7 @@ def test_lanes_on_both_sides_of_a_switch_belong_together():
     assert len(job.lanes) == len(job.first.lanes) == 8
     for before, after in zip(job.first.lanes, job.lanes, strict=True):
         assert (before.seed, before.hyper["step_size"]) == (after.seed, after.hyper["step_size"])
-    with pytest.raises(InputError, match="^--sweep: 'r' sweeps a number of l2 that is gone"):
+    with pytest.raises(InputError, match=r"^--sweep: 'r' sweeps a number of l2 that is gone"):
         changed(methods="r=l2@1000->backprop", sweep=("weight_decay=0,1",))
 
 

@@ -124,7 +124,13 @@ def test_the_carry_is_donated():
 
 @pytest.mark.parametrize(
     ("bin_size", "probe", "evaluate", "length"),
-    [(20, 15, 10, 5), (20_000, 10_000, None, 10_000), (60_000, 60_000, 60_000, 10_000), (7, None, None, 7), (3, 2, None, 1)],
+    [
+        (20, 15, 10, 5),
+        (20_000, 10_000, None, 10_000),
+        (60_000, 60_000, 60_000, 10_000),
+        (7, None, None, 7),
+        (3, 2, None, 1),
+    ],
 )
 def test_a_chunk_divides_every_period(bin_size, probe, evaluate, length):
     assert loop.chunk_length(counting(bin_size, probe, evaluate)) == length
@@ -156,9 +162,12 @@ def test_continual_backprop_cut_anywhere_keeps_its_very_parameters():
             carry = loop.run_chunks(program, carry, hyper, (), start, stop)
         return before, carry
 
+    def numbers(state):
+        leaves = jax.tree.leaves(state)
+        return [np.asarray(x) for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+
     (first, whole), (_, cut) = final(), final(100, 300)
     jax.tree.map(np.testing.assert_array_equal, whole.lanes.learner.params, cut.lanes.learner.params)
-    key_free = lambda state: [np.asarray(x) for x in jax.tree.leaves(state) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]  # noqa: E501, E731
-    for one, other in zip(key_free(whole.lanes), key_free(cut.lanes), strict=True):
+    for one, other in zip(numbers(whole.lanes), numbers(cut.lanes), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not np.array_equal(first["Dense_0"]["kernel"], whole.lanes.learner.params["Dense_0"]["kernel"])

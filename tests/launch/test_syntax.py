@@ -70,7 +70,7 @@ def test_a_method_of_ones_own_is_labelled_by_its_own_name():
     ],
 )
 def test_wrong_methods(text, words):
-    with pytest.raises(InputError, match="^--methods: ") as error:
+    with pytest.raises(InputError, match=r"^--methods: ") as error:
         syntax.parse_methods(text)
     assert words in str(error.value)
 
@@ -82,9 +82,11 @@ def test_seeds(text, seeds):
     assert syntax.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "5:5", "5:3", "-1:3", "1.5", "", "a", "3:", ":3", "1:2:3", "nan", "inf", "1e99"])
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "5:5", "5:3", "-1:3", "1.5", "", "a", "3:", ":3", "1:2:3", "nan", "inf", "1e99"]
+)
 def test_wrong_seeds_name_the_flag_and_the_value(text):
-    with pytest.raises(InputError, match="^--seeds: ") as error:
+    with pytest.raises(InputError, match=r"^--seeds: ") as error:
         syntax.parse_seeds(text)
     assert f"'{text}'" in str(error.value)
 
@@ -107,7 +109,7 @@ def test_ranges_hit_both_ends_and_are_even():
     "text", ["a", "1,,2", "1,1", "0:1:log3", "1:0:lin3", "0:1:lin1", "0:1:log", "0:1:3", "1:2", "-1:1:log3", "0:1:linx"]
 )
 def test_wrong_sweeps(text):
-    with pytest.raises(InputError, match="^--sweep: ") as error:
+    with pytest.raises(InputError, match=r"^--sweep: ") as error:
         syntax.parse_sweep_values("--sweep", text)
     assert f"'{text}'" in str(error.value)
 

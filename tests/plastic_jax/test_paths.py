@@ -37,7 +37,10 @@ def test_leaf_is_read_and_set_by_name_and_the_tree_stays_as_it_was():
 
 
 def test_keys_of_names_are_the_same_in_every_process():
-    code = "import jax; from plastic_jax.paths import leaf_key; print(jax.random.key_data(leaf_key(jax.random.key(5), 'a/b')))"
+    code = (
+        "import jax; from plastic_jax.paths import leaf_key; "
+        "print(jax.random.key_data(leaf_key(jax.random.key(5), 'a/b')))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     ours = jax.random.key_data(leaf_key(jax.random.key(5), "a/b"))
     assert str(ours) == other

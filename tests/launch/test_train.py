@@ -1,0 +1,144 @@
+"""The command: flags in, results or one line out."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from launch import runner, train
+from launch.errors import InputError
+from launch.run_folder import read_runs
+
+ROOT = Path(__file__).parents[2]
+TASK = "--task=slowly_changing_regression"
+GOOD = (TASK, "--methods=backprop", "--seeds=2", "--steps=400", "--change_every=200", "--bin=200", "--workers=1")
+
+
+def command(*arguments):
+    values = flags.FlagValues()
+    train.define_flags(values)
+    return train.main(values(["train", *arguments])[1:], values)
+
+
+WRONG = [
+    (["--task=permuted_mnis", "--methods=backprop"], ["--task", "'permuted_mnis'", "did you mean 'permuted_mnist'?"]),
+    ([TASK, "--methods=bakprop"], ["--methods", "'bakprop'", "did you mean 'backprop'?", "continual_backprop"]),
+    ([TASK], ["--methods: missing", "--list"]),
+    (["--methods=backprop"], ["--task: missing", "--list"]),
+    ([*GOOD, "--metric=squared_eror"], ["--metric", "did you mean 'squared_error'?", "dormant_units"]),
+    ([*GOOD, "--metric=squared_error,test_accuracy"], ["--metric", "'test_accuracy'", "squared_error"]),
+    ([*GOOD, "--log=tensorbord"], ["--log", "did you mean 'tensorboard'?"]),
+    ([*GOOD, "--data_dir=/nowhere"], ["--task", "data_dir"]),
+    ([*GOOD, "--seeds=0"], ["--seeds", "'0'"]),
+    ([*GOOD, "--seeds=-3"], ["--seeds", "'-3'"]),
+    ([*GOOD, "--seeds=x"], ["--seeds", "'x'"]),
+    ([*GOOD, "--steps=0"], ["--steps", "0", "positive"]),
+    ([*GOOD, "--steps=-1"], ["--steps", "-1", "positive"]),
+    ([*GOOD, "--tasks=2"], ["--steps and --tasks"]),
+    ([*GOOD, "--bin=0"], ["--bin", "0"]),
+    ([*GOOD, "--change_every=0"], ["change_every=0"]),
+    ([*GOOD, "--workers=0"], ["--workers", "0"]),
+    ([*GOOD, "--preset=sounds"], ["--preset", "did you mean 'sound'?"]),
+    ([*GOOD, "--network=mlp(widths=(0,))"], ["--network", "widths=(0,)"]),
+    ([*GOOD, "--network=mpl"], ["--network", "did you mean 'mlp'?"]),
+    ([*GOOD, "--set=step_size"], ["--set", "NAME=VALUE"]),
+    ([*GOOD, "--set=step_size=large"], ["--set", "'large'", "number from 0 to 100"]),
+    ([*GOOD, "--sweep=step_size=1e-3:1:log0"], ["--sweep", "1e-3:1:log0"]),
+    ([*GOOD, "--sweep=step_size=-1,1"], ["--sweep", "-1", "from 0 to 100"]),
+    ([*GOOD, "--methods=a=backprop,a=l2"], ["--methods", "'a' appears twice"]),
+    ([*GOOD, "--methods=a/b=backprop"], ["--methods", "'a/b'"]),
+    ([*GOOD, "--methods=continual_backprop(utility=randm)"], ["--methods", "did you mean 'random'?"]),
+    ([*GOOD, "--methods=continual_backprop(replacement_rate=1.1)"], ["replacement_rate", "1.1", "from 0 to 1"]),
+    (["--explain=l3"], ["--explain", "did you mean 'l2'?"]),
+    ([*GOOD, "typo"], ["'typo'", "--name=value"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG)
+def test_wrong_input_is_one_line_at_once_and_leaves_nothing(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "run_unit", lambda *_: pytest.fail("something was run"))
+    monkeypatch.chdir(tmp_path)
+    began = time.process_time()
+    with pytest.raises(InputError) as error:
+        command(f"--workdir={tmp_path / 'new'}", *arguments)
+    assert time.process_time() - began < 5
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*GOOD, "--methods=continual_backprp"], ["--methods", "did you mean 'continual_backprop'?"]),
+        ([*GOOD, "--steps=many"], ["--steps", "many"]),
+    ],
+)
+def test_the_shell_sees_status_2_and_one_line(arguments, words, tmp_path):
+    call = [sys.executable, "-m", "launch.train", f"--workdir={tmp_path / 'new'}", *arguments]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"^--workdir: .*file is a file"):
+        command(*GOOD, f"--workdir={tmp_path / 'file'}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_flags_are_the_fields_of_an_experiment():
+    values = flags.FlagValues()
+    train.define_flags(values)
+    values(
+        ["train", *GOOD, "--set=a=1", "--set=b=2", "--sweep=c=1,2", "--network=mlp(widths=(7,))", "--lanes_per_batch=3"]
+    )
+    experiment = train.from_flags(values)
+    assert experiment.task == "slowly_changing_regression(change_every=200)"
+    assert (experiment.seeds, experiment.steps, experiment.bin, experiment.lanes_per_batch) == ((0, 1), 400, 200, 3)
+    assert (experiment.set, experiment.sweep) == (("a=1", "b=2"), ("c=1,2",))
+    assert experiment.network == "mlp(widths=(7,))"
+
+
+@pytest.mark.parametrize(
+    ("task", "whole"),
+    [("t", "t(change_every=5)"), ("t(a=1)", "t(a=1,change_every=5)"), ("t()", "t(change_every=5)"),
+     ("t(a=(1,),)", "t(a=(1,),change_every=5)")],
+)  # fmt: skip
+def test_task_flags_join_the_tasks_own_settings(task, whole):
+    assert train._with_settings(task, change_every=5, data_dir=None) == whole
+
+
+def test_list_explain_and_dry_run_print_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "run_unit", lambda *_: pytest.fail("something was run"))
+    for arguments, word in (
+        (["--list"], "backprop"),
+        (["--explain=l2"], "weight_decay"),
+        ([*GOOD, "--dry_run"], "2 lanes"),
+    ):
+        assert command(*arguments) == 0
+        assert word in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_ends_with_table_figure_and_a_warning_where_nothing_can_be_replaced(tmp_path, capsys):
+    methods = "--methods=backprop,never=backprop@300->continual_backprop(maturity_threshold=100)"
+    assert command(*GOOD, methods, f"--workdir={tmp_path / 'new'}", "--metric=squared_error,dormant_units") == 0
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("warning: never: ")
+    assert str(tmp_path / "new" / "figure.png") in said.out
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 1000
+    runs = read_runs(tmp_path / "new")
+    assert set(runs) == {"backprop", "never"}
+    assert all(label in said.out for label in runs)
