@@ -1,4 +1,4 @@
-"""Tabulate run folders: per label and setting the mean with its 95 percent interval, early, late and over the whole run.
+"""Tabulate run folders: per label and setting the mean with its 95 percent interval, early, late and over all.
 
 python -m launch.table DIR... [--metric=squared_error,dormant_units] [--window=0.1] [--interval=bootstrap|se]
 """

@@ -127,7 +127,7 @@ def _read_prepared(name: str, folder: Path, root: Path) -> ImageData:
         import tensorflow_datasets as tfds  # about a second, and needed only the first time
     except ImportError as error:
         raise ValueError(
-            f"{folder}: reading needs tensorflow-datasets ({error}): pip install 'plastic_jax[run]'"
+            f"{folder}: reading needs tensorflow-datasets ({error}): pip install -e '.[run]'"
         ) from None
     try:
         stated = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")
@@ -227,7 +227,8 @@ def _find_npz(name: str, root: Path) -> _Source | None:
 
 def _read_npz(path: Path) -> ImageData:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, since np.load leaves a file that it cannot read open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             for keys in _NPZ_KEYS:
                 if set(keys) <= set(arrays.files):
                     return ImageData(*(arrays[key] for key in keys))
@@ -241,7 +242,7 @@ def _read_npz(path: Path) -> ImageData:
 
 
 def _checked(name: str, source: _Source) -> ImageData:
-    """The decoded data with a single channel dropped and labels as int32; raises one line if it does not hold together."""
+    """The decoded data with a single channel dropped and labels as int32; one line of error if it does not hold."""
     where = source.where
     raw = ImageData(*(np.asarray(array) for array in source.read()))
     for part, array in zip(_PARTS, raw, strict=True):
@@ -291,7 +292,7 @@ def _open_cache(folder: Path) -> ImageData | None:
 
 
 def _write_cache(folder: Path, data: ImageData, source: _Source) -> ImageData:
-    """Writes beside `folder` and renames, so that `folder` is whole or absent; of several writers the first one wins."""
+    """Writes beside `folder` and renames, so that `folder` is whole or absent; the first of several writers wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder.parent)

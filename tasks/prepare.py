@@ -1,6 +1,6 @@
 """Downloads a data set and prepares it through tensorflow-datasets: `python -m tasks.prepare mnist --data_dir=D`.
 
-Preparing needs TensorFlow (`pip install 'plastic_jax[tensorflow]'`); reading what was prepared does not.
+Preparing needs TensorFlow (`pip install -e '.[tensorflow]'`); reading what was prepared does not.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
         return there
     infos = _url_infos(name)
     if importlib.util.find_spec("tensorflow") is None:
-        raise PrepareError("TensorFlow is needed to prepare data: pip install 'plastic_jax[tensorflow]'")
+        raise PrepareError("TensorFlow is needed to prepare data: pip install -e '.[tensorflow]'")
     infos = {url: info for url, info in infos.items() if not (manual_dir and Path(manual_dir, info.filename).is_file())}
     if infos:
         _check_network(infos)
@@ -93,7 +93,7 @@ def _url_infos(name: str) -> dict[str, Any]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise PrepareError(f"tensorflow-datasets is needed ({error}): pip install 'plastic_jax[run]'") from None
+        raise PrepareError(f"tensorflow-datasets is needed ({error}): pip install -e '.[run]'") from None
     known = tfds.list_builders(with_community_datasets=False)
     base = name.split("/")[0]
     if base not in known:

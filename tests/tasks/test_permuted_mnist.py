@@ -219,7 +219,7 @@ def test_sizes_beyond_the_data(make, field, limit):
     make(**{field: limit}).load()
     task = make(**{field: limit + 1})
     for ask in (task.load, lambda: task.spec, lambda: task.schedule):
-        with pytest.raises(ValueError, match=f"^{field}: got {limit + 1}, 'tiny' allows 1 to {limit}$"):
+        with pytest.raises(ValueError, match=rf"^{field}: got {limit + 1}, 'tiny' allows 1 to {limit}$"):
             ask()
 
 

@@ -19,7 +19,10 @@ def tensorflow(monkeypatch):
     """TensorFlow counts as installed, or not; nothing is ever fetched."""
     real = importlib.util.find_spec
     present = SimpleNamespace(installed=True)
-    find = lambda name, *a: present.installed or None if name == "tensorflow" else real(name, *a)
+
+    def find(name, *rest):
+        return (present.installed or None) if name == "tensorflow" else real(name, *rest)
+
     monkeypatch.setattr(importlib.util, "find_spec", find)
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("went to the network"))
     return present
@@ -52,7 +55,7 @@ def test_unknown_names(tensorflow, capsys, tmp_path):
 
 def test_no_tensorflow(tensorflow, capsys, tmp_path):
     tensorflow.installed = False
-    assert "pip install 'plastic_jax[tensorflow]'" in refused(capsys, "mnist", f"--data_dir={tmp_path}")
+    assert "pip install -e '.[tensorflow]'" in refused(capsys, "mnist", f"--data_dir={tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
