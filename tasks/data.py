@@ -126,9 +126,7 @@ def _read_prepared(name: str, folder: Path, root: Path) -> ImageData:
     try:
         import tensorflow_datasets as tfds  # about a second, and needed only the first time
     except ImportError as error:
-        raise ValueError(
-            f"{folder}: reading needs tensorflow-datasets ({error}): pip install -e '.[run]'"
-        ) from None
+        raise ValueError(f"{folder}: reading needs tensorflow-datasets ({error}): pip install -e '.[run]'") from None
     try:
         stated = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")
         if stated != "array_record":
