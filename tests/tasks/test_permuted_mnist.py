@@ -224,7 +224,7 @@ def test_sizes_beyond_the_data(make, field, limit):
 
 
 def test_missing_data_is_said_before_anything_else(tmp_path):
-    with pytest.raises(FileNotFoundError, match="tasks.prepare mnist"):
+    with pytest.raises(FileNotFoundError, match=r"tasks\.prepare mnist"):
         PermutedMNIST(data_dir=str(tmp_path)).load()
 
 
