@@ -1,0 +1,140 @@
+"""What the benchmark times: the compiled chunks that `launch.train` runs, and the streams alone."""
+
+import dataclasses
+import functools
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch.experiment import Experiment, Plan, lane_keys, resolve
+from launch.lanes import hyper_arrays, job_program
+from launch.loop import chunk_length, compiled_chunk, initial
+from launch.registry import TASKS
+from tasks.permuted_mnist import PermutedMNIST, PermutedMNISTData
+
+REGRESSION, MNIST = "slowly_changing_regression", "permuted_mnist"
+BACKPROP, CBP, CONTRIBUTION = "backprop", "continual_backprop", "continual_backprop(utility=contribution)"
+LINEAR, STREAM = "linear", "the stream alone"
+WIDE = (784, 2000, 2000, 2000, 10)
+WIDE_WEIGHTS = sum(a * b for a, b in itertools.pairwise(WIDE))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomImages(PermutedMNIST):
+    """`PermutedMNIST` on random images of MNIST's shape and share of black pixels: as fast, and nothing to download."""
+
+    @property
+    def _facts(self) -> Any:
+        return types.SimpleNamespace(examples=60_000, test_examples=10_000, pixels=784, classes=10)
+
+    def load(self) -> PermutedMNISTData:
+        return PermutedMNISTData(*_random_images(60_000), *_random_images(self.evaluation_size))
+
+
+RANDOM_IMAGES = dataclasses.replace(TASKS[MNIST], name="random_images", make=RandomImages, aliases=())
+
+
+@functools.cache
+def _random_images(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(n)
+    pixels = rng.integers(0, 256, (n, 784), np.uint8) * (rng.integers(0, 5, (n, 784), np.uint8) == 0)
+    return pixels, rng.integers(0, 10, n).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing that is timed: `steps` updates of `lanes` runs in one program, a multiple of the chunk if longer."""
+
+    task: str
+    network: str
+    method: str
+    lanes: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """What it is called within its group."""
+        return f"{self.method}, {self.lanes} lane{'s' * (self.lanes > 1)}"
+
+    def plan(self) -> Plan:
+        """The checked experiment; the stream is that of backprop.
+
+        Raises:
+            InputError: the task's data are missing or unreadable.
+        """
+        method = BACKPROP if self.method == STREAM else self.method
+        seeds = tuple(range(self.lanes))
+        return resolve(Experiment(self.task, method, seeds, network=self.network, lanes_per_batch=self.lanes))
+
+
+def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
+    """All cases by group; `quick` only tries the plumbing."""
+    online, batch = images, with_setting(images, "batch=128")
+    small, wide = "mlp(widths=(100,100,100))", f"mlp(widths={WIDE[1:-1]})"
+    lanes = {4: 10_000} if quick else {1: 100_000, 30: 30_000, 100: 10_000}
+    most, share = max(lanes), 0.02 if quick else 1.0
+    regression = [Case(REGRESSION, "", m, n, steps) for n, steps in lanes.items() for m in (BACKPROP, CBP)]
+    regression += [Case(REGRESSION, "", m, most, lanes[most]) for m in ((STREAM,) if quick else (LINEAR, STREAM))]
+
+    def mnist(task: str, network: str, steps: int, *methods: str) -> list[Case]:
+        return [Case(task, network, method, 1, max(int(steps * share), 1)) for method in methods]
+
+    return {
+        "regression": regression,
+        "mnist_3x100": mnist(online, small, 10_000, BACKPROP, CBP, CONTRIBUTION, STREAM),
+        "mnist_3x2000": mnist(online, wide, 60, BACKPROP, CBP, CONTRIBUTION, STREAM),
+        "batch_128_3x100": mnist(batch, small, 250, BACKPROP, CBP, STREAM),
+        "batch_128_3x2000": mnist(batch, wide, 4, BACKPROP, CBP, STREAM),
+    }
+
+
+def with_setting(task: str, setting: str) -> str:
+    """The task as written in a flag, with one more setting."""
+    return f"{task[:-1]},{setting})" if task.endswith(")") else f"{task}({setting})"
+
+
+def workload(case: Case, plan: Plan, data: Any, repeats: int) -> Callable[[], Any]:
+    """A call runs the next `case.steps` steps in the longest chunks that fit.
+
+    The first step after the start of the run comes first, so that every stream is under way. The diagnostics and the
+    evaluation at the start of a task are in it where a task is not longer than a chunk.
+    """
+    (job,) = plan.jobs
+    program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
+    length = min(chunk_length(program), case.steps)
+    carry = initial(program, lane_keys(job.lanes), hyper, data, case.steps * (repeats + 2))
+    show = jax.vmap(plan.task.next, (0, None, None))
+    started = jax.jit(show)(carry.lanes.task, np.int32(0), data)
+    if case.method == STREAM:
+        return _forward(_stream_chunk(show), started, data, length, case.steps)
+    train = compiled_chunk(program)
+    carry = carry._replace(lanes=carry.lanes._replace(task=started[0]))
+    return _forward(lambda carry, *others: train(carry, hyper, *others), carry, data, length, case.steps)
+
+
+def _stream_chunk(show: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows batches to nobody, but carries each along: XLA leaves out what nobody needs."""
+
+    def chunk(shown: Any, start: jax.Array, data: Any, length: int) -> Any:
+        clocks = start + jnp.arange(length, dtype=jnp.int32)
+        return jax.lax.scan(lambda shown, clock: (show(shown[0], clock, data), None), shown, clocks)[0]
+
+    return jax.jit(chunk, static_argnums=3, donate_argnums=0)
+
+
+def _forward(chunk: Callable[..., Any], carry: Any, data: Any, length: int, steps: int) -> Callable[[], Any]:
+    clock = length
+
+    def call() -> Any:
+        nonlocal carry, clock
+        for _ in range(steps // length):
+            carry = chunk(carry, np.int32(clock), data, length)
+            clock += length
+        return carry
+
+    return call
