@@ -13,13 +13,15 @@ from launch.curves import INK, METRICS, Curve, baseline, caption, curves, label_
 from launch.errors import InputError, unknown
 from launch.run_folder import Run
 from launch.statistics import interval as interval_over_lanes
+from launch.statistics import late_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FORMATS", "METRICS", "add_caption", "caption", "curves", "draw_metric", "label_colours", "legend_below",
+    "FORMATS", "METRICS", "add_caption", "caption", "curves", "draw_against", "draw_metric", "label_colours",
+    "legend_below",
     "metric_style", "new_figure", "save",
 ]  # fmt: skip
 FORMATS = ("png", "pdf", "svg")
@@ -103,6 +105,32 @@ def _step_axis(ax: "Axes", last: int) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     ax.set_xlabel(f"step{word}", fontsize=10, color=INK)
     ax.set_xlim(left=0)
+
+
+def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str, interval: str = "bootstrap") -> None:
+    """Draw the mean over the last tenth of the run, with its interval over lanes, against the swept number `name`.
+
+    Curves that differ in nothing else share a line. InputError where no curve has the number.
+    """
+    style, lines = metric_style(metric), {}
+    for curve in found:
+        hyper = curve.run.lanes[curve.lanes[0]]["hyper"]
+        if metric in curve.run.metrics and name in hyper:
+            rest = [part for part in curve.distinction.split(", ") if part and not part.startswith(f"{name}=")]
+            late = late_mean(curve.run, metric)[curve.lanes] * style.scale
+            label = ", ".join([curve.run.label.replace("_", " "), *rest])
+            lines.setdefault(label, []).append((hyper[name], *map(float, interval_over_lanes(late, interval))))
+    if not lines:
+        swept = {key for curve in found for key in curve.run.lanes[curve.lanes[0]]["hyper"]}
+        raise unknown("--against", name, swept)
+    for (label, points), colour in zip(lines.items(), label_colours(lines).values(), strict=True):
+        x, mean, low, high = np.array(sorted(points)).T
+        ax.plot(x, mean, label=label, color=colour, marker="o", markersize=3, linewidth=1.6)
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    if min(point[0] for points in lines.values() for point in points) > 0:
+        ax.set_xscale("log")
+    ax.set_xlabel(name.replace("_", " "), fontsize=10, color=INK)
+    ax.set_ylabel(f"{style.label}, last tenth of the run", fontsize=10, color=INK)
 
 
 def legend_below(figure: "Figure", axes: Sequence["Axes"]) -> None:

@@ -54,6 +54,7 @@ def job_program(plan: Plan, job: Job) -> Program:
         transformation=lambda hyper, key: job.method.build(hyper, job.static, BuildContext(units, init_params, key)),
         units=units,
         restart=job.method.restart,
+        ordered=not job.method.needs_units,
     )
     return supervised_program(plan.task, learner, plan.bin)
 

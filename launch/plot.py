@@ -22,11 +22,13 @@ def plot(
     interval: str = "bootstrap",
     out: Path | str | None = None,
     format: str | None = None,
+    against: str | None = None,
 ) -> Path:
     """Draw every run in `directories` (run folders or single runs), one panel per metric; returns the figure's path.
 
     The settings that differ between the runs are named in the legend, those that are equal in the caption. By default
-    the metric is the headline of the runs and the file `figure.<format>` in the first directory. Raises InputError.
+    the metric is the headline of the runs and the file `figure.<format>` in the first directory. With `against` the
+    axis is that hyperparameter and the value the mean over the last tenth of the run. Raises InputError.
     """
     directories = [directories] if isinstance(directories, (str, Path)) else list(directories)
     if not directories:
@@ -39,7 +41,10 @@ def plot(
     drawing, axes = figure.new_figure(len(chosen))
     found = curves(runs)
     for ax, metric in zip(axes, chosen, strict=True):
-        figure.draw_metric(ax, found, metric, interval)
+        if against is None:
+            figure.draw_metric(ax, found, metric, interval)
+        else:
+            figure.draw_against(ax, found, metric, against, interval)
     figure.legend_below(drawing, axes)
     figure.add_caption(drawing, caption(runs, interval))
     return figure.save(drawing, path)
@@ -66,12 +71,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list("metric", [], "Metrics to draw, one panel each.", flag_values=values)
     flags.DEFINE_enum("interval", "bootstrap", INTERVALS, "95% interval of the mean over seeds.", flag_values=values)
     flags.DEFINE_enum("format", None, figure.FORMATS, "Default: that of --out, else png.", flag_values=values)
+    flags.DEFINE_string("against", None, "A swept number as the axis, in place of the step.", flag_values=values)
     flags.DEFINE_string("out", None, "Default: figure.<format> in the first folder.", flag_values=values)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: draws and prints where."""
-    print(plot(arguments, values.metric, values.interval, values.out, values.format))
+    print(plot(arguments, values.metric, values.interval, values.out, values.format, values.against))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,11 @@ from launch.errors import InputError
 from launch.experiment import Experiment, Job, Lane, Plan, lane_keys, resolve
 from launch.lanes import Unit, hyper_arrays, job_program, load_data, units_of
 from launch.loop import initial, means, run_chunks
+from launch.machine import commit, machine, versions
 from launch.programs import continued
 from launch.run_folder import Run, read_run, write_run
 
 Report = Callable[[str, int], None]
-_DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "numpy")
 _queue: Any = None
 
 
@@ -178,9 +175,9 @@ def _finish(plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray],
         "settings": plan.settings(job),
         "lanes": [{"method": n.method, "seed": n.seed, "hyper": dict(n.hyper)} for n in job.lanes],
         "lanes_per_batch": parts[0][0].size,
-        "versions": _versions(),
+        "versions": versions(),
         "commit": commit(),
-        "machine": _machine(),
+        "machine": machine(),
         "diverged": diverged,
         "task_aware": job.method.task_aware,
         "wall_seconds": round(sum(p[2] for p in parts), 3),
@@ -237,27 +234,3 @@ def enable_compilation_cache() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "plastic_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def commit() -> str:
-    """The clone's commit, `-dirty` where files differ from it; empty outside a clone."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _DISTRIBUTIONS}
-
-
-def _machine() -> dict[str, Any]:
-    device = jax.devices()[0]
-    return {
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "backend": device.platform,
-        "device": device.device_kind,
-    }

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.errors import InputError
 from launch.experiment import Experiment, Plan, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program
 from launch.loop import chunk_length, compiled_chunk, initial
@@ -74,7 +75,7 @@ class Case:
 
 def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
     """All cases by group; `quick` only tries the plumbing."""
-    online, batch = images, with_setting(images, "batch=128")
+    online, batch = images, _with(images, "batch=128")
     small, wide = "mlp(widths=(100,100,100))", f"mlp(widths={WIDE[1:-1]})"
     lanes = {4: 10_000} if quick else {1: 100_000, 30: 30_000, 100: 10_000}
     most, share = max(lanes), 0.02 if quick else 1.0
@@ -93,9 +94,20 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
     }
 
 
-def with_setting(task: str, setting: str) -> str:
-    """The task as written in a flag, with one more setting."""
-    return f"{task[:-1]},{setting})" if task.endswith(")") else f"{task}({setting})"
+def image_task(data_dir: str | None) -> tuple[str, str]:
+    """The task of the MNIST cases and what it shows: MNIST where it is found, else random images.
+
+    Raises:
+        InputError: `data_dir` was given and holds no MNIST.
+    """
+    task = MNIST if data_dir is None else _with(MNIST, f"data_dir={data_dir!r}")
+    try:
+        resolve(Experiment(task, BACKPROP))
+    except InputError:
+        if data_dir is not None:
+            raise
+        return "launch.workloads:RANDOM_IMAGES", "random images of MNIST's shape, as no --data_dir was given"
+    return task, "MNIST"
 
 
 def workload(case: Case, plan: Plan, data: Any, repeats: int) -> Callable[[], Any]:
@@ -138,3 +150,7 @@ def _forward(chunk: Callable[..., Any], carry: Any, data: Any, length: int, step
         return carry
 
     return call
+
+
+def _with(task: str, setting: str) -> str:
+    return f"{task[:-1]},{setting})" if task.endswith(")") else f"{task}({setting})"

@@ -12,6 +12,9 @@ import optax
 from plastic_jax import metrics
 from plastic_jax.units.graph import UnitGraph
 
+_LARGE = 8192
+"""Values in a parameter from which a copy costs more than to wait for the backward pass."""
+
 
 class SupervisedState(NamedTuple):
     """State of one learner.
@@ -45,6 +48,8 @@ class SupervisedLearner:
         units: the unit graph, for methods and diagnostics that look at hidden units; `None` without.
         restart: begin every task with a new network and a new optimizer state (the fresh-network control).
         head: name of the output layer, set to zero where the batch says `reset_head`; `None` leaves it alone.
+        ordered: let the update of large kernels wait for the backward pass: the same numbers, and faster on the CPU for
+            methods whose updates do not need all of the pass anyway.
     """
 
     network: nn.Module
@@ -54,6 +59,7 @@ class SupervisedLearner:
     units: UnitGraph | None = None
     restart: bool = False
     head: str | None = None
+    ordered: bool = False
 
     def init(self, params_key: jax.Array, method_key: jax.Array, hyper: Mapping[str, Any]) -> SupervisedState:
         """The state before step 0; `params_key` alone decides the initial weights."""
@@ -84,7 +90,7 @@ class SupervisedLearner:
         updates, optimizer = transformation.update(
             grads, state.optimizer, state.params, features=features, boundary=batch.boundary, loss=loss, clock=clock
         )
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(_after(grads, state.params) if self.ordered else state.params, updates)
         state = state._replace(params=params, optimizer=optimizer)
         if self.loss == "squared_error":
             return state, {"squared_error": loss}
@@ -146,3 +152,11 @@ class SupervisedLearner:
 
 def _predicted(output: jax.Array, class_mask: jax.Array | None) -> jax.Array:
     return jnp.argmax(output if class_mask is None else jnp.where(class_mask, output, -jnp.inf), axis=-1)
+
+
+def _after(grads: Any, params: Any) -> Any:
+    """`params` as they are, but not before the backward pass has read them."""
+    # Without this dependency XLA on the CPU copies whole kernels at every step, to update one and go on reading it.
+    # No number is greater than infinity, so that nothing is ever replaced; the bias gradients need all of the pass.
+    never = sum(jnp.sum(g) for g in jax.tree.leaves(grads) if g.ndim < 2) > jnp.inf
+    return jax.tree.map(lambda p: jnp.where(never, 0.0, p) if p.size >= _LARGE else p, params)

@@ -8,8 +8,9 @@ import pytest
 from absl import flags
 
 from launch import benchmark
-from launch.benchmark import BACKPROP, CBP, CONTRIBUTION, STREAM, Case, Table, ratio, shared_time, timed, traffic
 from launch.errors import InputError
+from launch.timing import Spread, Table, ratio, timed, traffic
+from launch.workloads import BACKPROP, CBP, CONTRIBUTION, LINEAR, REGRESSION, STREAM, Case, groups
 
 SIZES = (7, 5, 3, 2)
 KERNELS = (35, 15, 6)
@@ -27,20 +28,21 @@ def command():
 
 
 def test_passes_of_backprop():
-    moved = traffic(SIZES, BACKPROP, itemsize=1)
+    moved = traffic(SIZES, itemsize=1)
     assert moved.read == sum(KERNELS) + KERNELS[1] + KERNELS[2]
     assert moved.updated == 2 * sum(KERNELS)
 
 
 def test_utilities_read_outgoing_then_incoming_weights():
-    plain, one, both = (traffic(SIZES, method, itemsize=1) for method in (BACKPROP, CONTRIBUTION, CBP))
+    plain, one = traffic(SIZES, itemsize=1), traffic(SIZES, outgoing=True, itemsize=1)
+    both = traffic(SIZES, outgoing=True, incoming=True, itemsize=1)
     assert plain.updated == one.updated == both.updated
     assert one.read - plain.read == KERNELS[1] + KERNELS[2]
     assert both.read - one.read == KERNELS[0] + KERNELS[1]
 
 
 def test_wide_network_moves_what_the_floors_say():
-    plain, one, both = (sum(traffic(benchmark.WIDE, method)) for method in (BACKPROP, CONTRIBUTION, CBP))
+    plain, one, both = (sum(benchmark.passes(method)) for method in (BACKPROP, CONTRIBUTION, CBP))
     assert one / plain == pytest.approx(benchmark.COST_FLOORS[CONTRIBUTION], abs=0.05)
     assert both / plain == pytest.approx(benchmark.COST_FLOORS[CBP], abs=0.05)
 
@@ -64,29 +66,24 @@ def test_times_are_cpu_and_wall():
     assert times[0] < times[1]
 
 
-def test_shared_time_fills_free_workers():
-    assert shared_time([3, 1, 1, 1], 2) == 3
-    assert shared_time([3, 1, 1, 1], 1) == 6
+def test_whole_figure_adds_up_the_parts():
+    def case(method, per_cpu):
+        rates = {"lane_steps_per_cpu_second": Spread(per_cpu, 0, 0), "lane_steps_per_second": Spread(per_cpu / 2, 0, 0)}
+        return {"group": "regression", "method": method, "lanes": 100} | rates
 
-
-def test_extrapolation_adds_up_the_parts():
-    def rate(method, per_cpu):
-        speeds = {"lane_steps_per_cpu_second": {"median": per_cpu}, "lane_steps_per_second": {"median": per_cpu / 2}}
-        return {"group": "regression", "method": method, "lanes": 100} | speeds
-
-    rates = [rate(BACKPROP, 1e6), rate(benchmark.LINEAR, 2e6), rate(CBP, 0.5e6)]
-    figure = benchmark.extrapolated_figure(rates, cores=2)
+    cases = [case(BACKPROP, 1e6), case(LINEAR, 2e6), case(CBP, 0.5e6)]
+    figure = benchmark.whole_figure(cases)
     assert figure is not None
     assert figure["cpu_seconds"] == pytest.approx(3 * 100 + 50 + 200)
-    assert figure["wall_seconds_one_core"] == pytest.approx(2 * 550)
-    assert benchmark.extrapolated_figure(rates[:2], cores=2) is None
+    assert figure["wall_seconds"] == pytest.approx(2 * 550)
+    assert figure["published_cpu_hours_without_linear"] == pytest.approx(1e8 * (3 / 3820 + 1 / 2160) / 3600)
+    assert benchmark.whole_figure(cases[:2]) is None
 
 
 def test_targets_judge_both_ways():
-    rate = {"group": "mnist_3x100", "method": CBP, "lanes": 1, "times_published": 15.5}
-    cost = {"group": "batch_128_3x100", "method": CBP, "target": 1.1, "over_backprop": {"median": 1.2}}
-    judged = benchmark.targets({"rates": [rate], "floors": [], "costs": [cost]})
-    assert [row["met"] for row in judged] == [True, False]
+    fast = {"group": "mnist_3x100", "method": CBP, "lanes": 1, "times_published": 15.5}
+    slow = {"group": "batch_128_3x100", "method": CBP, "lanes": 1, "over_backprop": Spread(1.2, 1.0, 1.3)}
+    assert [row["met"] for row in benchmark.targets([fast, slow])] == [True, False]
 
 
 def test_table_aligns():
@@ -96,20 +93,20 @@ def test_table_aligns():
 
 
 def test_all_cases_can_be_run():
-    for cases in benchmark.groups("launch.benchmark:RANDOM_IMAGES").values():
+    for cases in groups("launch.workloads:RANDOM_IMAGES").values():
         for case in cases:
-            (job,) = benchmark.planned(case).jobs
+            (job,) = case.plan().jobs
             assert len(job.lanes) == case.lanes
 
 
 def test_random_images_look_like_mnist():
-    plan = benchmark.planned(Case("launch.benchmark:RANDOM_IMAGES(batch=128)", "", BACKPROP, 1, 1))
+    plan = Case("launch.workloads:RANDOM_IMAGES(batch=128)", "", BACKPROP, 1, 1).plan()
     assert plan.task.spec.input_shape == (784,)
     assert plan.task.schedule.change_every == 60_000 // 128
 
 
 def test_quick_run_prints_and_writes(command, monkeypatch, tmp_path, capsys):
-    few = [Case(benchmark.REGRESSION, "", method, 2, 20) for method in (BACKPROP, STREAM)]
+    few = [Case(REGRESSION, "", method, 2, 20) for method in (BACKPROP, STREAM)]
     monkeypatch.setattr(benchmark, "groups", lambda *_: {"regression": few})
     command("--quick", "--only=regression", "--repeats=2", f"--out={tmp_path / 'new'}")
     printed = capsys.readouterr().out
@@ -117,8 +114,8 @@ def test_quick_run_prints_and_writes(command, monkeypatch, tmp_path, capsys):
     found = json.loads((tmp_path / "new" / "benchmark.json").read_text())
     assert found["schema"] == benchmark.SCHEMA and found["repeats"] == 2 and found["quick"]
     assert found["command"] == "python -m launch.benchmark --only=regression --quick --repeats=2"
-    assert [(r["method"], r["lanes"], r["steps"]) for r in found["rates"]] == [(BACKPROP, 2, 20), (STREAM, 2, 20)]
-    rate = found["rates"][0]["lane_steps_per_cpu_second"]
+    assert [(r["method"], r["lanes"], r["steps"]) for r in found["cases"]] == [(BACKPROP, 2, 20), (STREAM, 2, 20)]
+    rate = found["cases"][0]["lane_steps_per_cpu_second"]
     assert 0 < rate["low"] <= rate["median"] <= rate["high"]
     table = (tmp_path / "new" / "table.md").read_text()
     assert table.startswith("# How fast") and "| regression: backprop | 2 |" in table
