@@ -38,7 +38,8 @@ def run(
         experiment: what to run.
         workdir: where to keep the results, a folder per label; nothing is kept where `None`. Labels that are already
             there, finished and of equal settings are read and not run again.
-        workers: processes that share the work; by default one a core on CPUs, and none beside this one elsewhere.
+        workers: processes that share the work; by default one a core on CPUs, and none beside this one elsewhere. A
+            script that calls this with more than one needs `if __name__ == "__main__":` around it.
         report: called with a label and the lane-steps done since the last call.
 
     Returns:
