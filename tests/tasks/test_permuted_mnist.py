@@ -189,7 +189,7 @@ def test_probe_is_what_the_upcoming_task_begins_with(make):
     data, state, _ = stream(task, key, EXAMPLES)
     probe = task.probe_batch(state, jnp.int32(EXAMPLES), data)
     upcoming = stream(task, key, 5, clock=EXAMPLES)[2]
-    np.testing.assert_array_equal(probe, upcoming.x[:, 0])
+    np.testing.assert_allclose(probe, upcoming.x[:, 0], rtol=1e-6)  # pixels / 255, compiled twice
 
 
 def test_spec_and_schedule(make):
