@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from launch.cli import run_cli
 from launch.errors import InputError, unknown
@@ -293,7 +293,6 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # JAX says at INFO which accelerators it did not find
     os.environ["NPROC"] = "1"  # read when the backend starts: one core
     enable_compilation_cache()
     define_flags()

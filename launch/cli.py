@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from launch.errors import InputError
 
@@ -19,6 +19,7 @@ def run_cli(main: Callable[[list[str]], int | None], argv: Sequence[str] | None 
     `InputError` and wrong flags become `error: ...` on one line of stderr and exit status 2. A reader that goes away
     (`| head`) ends the program quietly. `--help` and `--helpfull` are absl's, with exit status 0.
     """
+    logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO; --verbosity=0 brings it back
     app.run(lambda arguments: _guarded(main, arguments), argv=list(argv or sys.argv), flags_parser=_parse)
 
 

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from launch import figure
 from launch.cli import run_cli
@@ -140,7 +140,6 @@ def _after(one: Run, step: int) -> Run:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
     define_flags()
     run_cli(main)

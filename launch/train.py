@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from launch import describe
@@ -168,7 +168,6 @@ def _with_settings(text: str, **settings) -> str:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # JAX says at INFO which accelerators it did not find
     # Small programs lose more to XLA's thread pool than they gain; cores are used by worker processes.
     os.environ.setdefault("NPROC", "1")
     enable_compilation_cache()
