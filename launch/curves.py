@@ -49,11 +49,22 @@ _METHOD_COLOURS = {
     "weight_decay": "#009E73",
     "l2": "#009E73",
     "adam": "#E69F00",
+    "redo": "#56B4E9",
 }
-_OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#6699CC", "#661100", "#117733", "#56B4E9")
+_OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#6699CC", "#661100", "#117733", "#DDAA33")
 _BASELINES = {"fresh_network": ("#555555", (0, (5, 2))), "linear": ("#111111", (0, (1, 1.5)))}
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-_PLACES = ("folder", "workdir", "seeds", "methods", "label", "method", "data_dir", "log")  # name no setting of a curve
+_PLACES = (
+    "folder",
+    "workdir",
+    "seeds",
+    "methods",
+    "label",
+    "method",
+    "data_dir",
+    "log",
+    "history",
+)  # name no setting of a curve
 INK = "#333333"
 
 

@@ -14,8 +14,7 @@ from launch.loop import measured
 from launch.methods import BuildContext, Number
 from launch.programs import Program, supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner
-from plastic_jax.networks import MLP
-from plastic_jax.units import mlp_units
+from plastic_jax.units import UnitGraph, trace_units
 
 # Largest number of parameters -> lanes per program. On CPUs vmap wins for tiny networks and loses for others.
 CPU_LANES = ((5_000, 100), (math.inf, 1))
@@ -40,9 +39,7 @@ def job_program(plan: Plan, job: Job) -> Program:
     """
     shape = _one_input(plan)
     params = _parameters(plan, job)
-    units = mlp_units(job.network, params) if isinstance(job.network, MLP) else None
-    if job.method.needs_units and units is None:
-        raise InputError(f"--network: {job.method.name} needs the units of the network; known for: mlp")
+    units = _units(job, params, shape)
 
     def init_params(key: jax.Array) -> Any:
         return job.network.init(key, jax.numpy.zeros(shape.shape))["params"]
@@ -57,6 +54,19 @@ def job_program(plan: Plan, job: Job) -> Program:
         ordered=not job.method.needs_units,
     )
     return supervised_program(plan.task, learner, plan.bin)
+
+
+def _units(job: Job, params: Any, x: jax.ShapeDtypeStruct) -> UnitGraph | None:
+    """The network's units; `None` where they cannot be found and the method does without."""
+    try:
+        units = trace_units(lambda params, x: job.network.apply({"params": params}, x), params, x)
+    except NotImplementedError as error:
+        if job.method.needs_units:
+            raise InputError(f"--network: {job.method.name} needs the units of the network; {error}") from None
+        return None
+    if job.method.needs_units and not units.groups:
+        raise InputError(f"--network: {job.method.name} replaces hidden units; {type(job.network).__name__} has none")
+    return units
 
 
 def load_data(plan: Plan) -> Any:

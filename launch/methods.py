@@ -9,6 +9,7 @@ import optax
 
 from plastic_jax.adam import adam
 from plastic_jax.continual_backprop import continual_backprop
+from plastic_jax.redo import redo
 from plastic_jax.shrink_and_perturb import (
     published_shrink_and_perturb,
     shrink_and_perturb,
@@ -88,6 +89,14 @@ OPTIMIZER_NUMBERS = {
 OPTIMIZER = {"optimizer": Choice("sgd", "the inner optimizer", ("sgd", "momentum", "adam"))}
 WEIGHT_DECAY = Number(0.0, 0.0, 10.0, "lambda of L2: the gradient gains lambda * w, biases included")
 
+INITIALIZER = Choice(
+    "kaiming_uniform",
+    "law of a fresh unit's weights",
+    ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
+)
+HISTORY = Choice(0, "replacements kept for launch.units, 20 bytes each; 0 keeps none", kind=int)
+RESET_STATE = Choice(True, "reset the inner optimizer's state of a replaced unit", (True, False), bool)
+
 
 def inner_optimizer(hyper: Mapping[str, Any], static: Mapping[str, Any]) -> optax.GradientTransformation:
     """The optimizer that learns, by the choice `optimizer`; Adam counts steps per weight, as unit resets need."""
@@ -155,8 +164,26 @@ def _continual_backprop(hyper: Mapping[str, Any], static: Mapping[str, Any], con
         max_replacements=static["max_replacements"],
         utility_every=static["utility_every"],
         count=static["count"],
+        count_units=static["count_units"],
         reset_state=static["reset_state"],
         transfer_bias=static["transfer_bias"],
+        history=static["history"],
+    )
+
+
+def _redo(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildContext) -> Any:
+    assert context.units is not None, "resolved before: the method needs the unit graph"
+    return redo(
+        weight_decay(inner_optimizer(hyper, static), hyper["weight_decay"]),
+        context.units,
+        threshold=hyper["threshold"],
+        period=hyper["period"],
+        decay_rate=hyper["decay_rate"],
+        initializer=static["initializer"],
+        key=context.key,
+        max_replacements=static["max_replacements"] or None,
+        reset_state=static["reset_state"],
+        history=static["history"],
     )
 
 
@@ -245,20 +272,43 @@ METHODS: dict[str, MethodSpec] = {
             | {
                 "utility": Choice("adaptable_contribution", "measure of a unit's usefulness", tuple(UTILITIES)),
                 "count": Choice("accumulate", "what becomes of owed fractions of a unit", ("accumulate", "bernoulli")),
-                "initializer": Choice(
-                    "kaiming_uniform",
-                    "law of a fresh unit's weights",
-                    ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
+                "count_units": Choice(
+                    "eligible", "what the rate is a share of, once a unit is eligible", ("eligible", "all")
                 ),
+                "initializer": INITIALIZER,
                 "max_replacements": Choice(1, "bound on units replaced per layer and step", kind=int),
                 "utility_every": Choice(1, "measure utility at every k-th step only", kind=int),
-                "reset_state": Choice(
-                    True, "reset the inner optimizer's state of a replaced unit", (True, False), bool
-                ),
+                "reset_state": RESET_STATE,
                 "transfer_bias": Choice(False, "the next bias takes over the mean contribution", (True, False), bool),
+                "history": HISTORY,
             },
             needs_units=True,
             source=_DOHARE,
+        ),
+        MethodSpec(
+            "redo",
+            "every few hundred steps, units much less active than the mean of their layer start afresh",
+            _redo,
+            OPTIMIZER_NUMBERS
+            | {
+                "threshold": Number(
+                    0.025, 0.0, 1e9, "share of the layer's mean activity up to which a unit is dormant"
+                ),
+                "period": Number(1000, 1, 1e9, "steps between two resets", integer=True),
+                "decay_rate": Number(
+                    0.99, 0.0, 0.999999, "decay of the running average of activity; 0: this step's batch alone"
+                ),
+                "weight_decay": WEIGHT_DECAY,
+            },
+            OPTIMIZER
+            | {
+                "initializer": INITIALIZER,
+                "max_replacements": Choice(0, "bound on units replaced per layer and reset; 0: no bound", kind=int),
+                "reset_state": RESET_STATE,
+                "history": HISTORY,
+            },
+            needs_units=True,
+            source="Sokar et al., ICML 2023",
         ),
         MethodSpec(
             "linear",

@@ -1,7 +1,8 @@
 """A run on disk: `DIR/<label>/` holds `run.json`, `metrics.npz` and, once the run is over, an empty `DONE`.
 
 `metrics.npz` holds `step` int64 [bin] (the step at which the bin ends, exclusive), `count` int64 [bin] (steps in the
-bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no measurement.
+bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no measurement. A run with unit biographies has
+`lives.npz` beside it, see `launch.lives`.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from launch.errors import InputError
 
 SCHEMA = 1
-RUN, METRICS, DONE = "run.json", "metrics.npz", "DONE"
+RUN, METRICS, LIVES, DONE = "run.json", "metrics.npz", "lives.npz", "DONE"
 AXES = ("step", "count")
 ADDED = ("finished", "folder")  # what reading puts into `meta`
 REQUIRED = ("label", "method", "task", "settings", "lanes")
@@ -31,7 +32,7 @@ class Run:
     """One label of a run folder: what was run, and what was measured.
 
     `meta` is `run.json` with `finished` (whether `DONE` stands) and `folder` added; `step` and `count` are int64
-    [bin]; `metrics` maps a name to float64 [lane, bin].
+    [bin]; `metrics` maps a name to float64 [lane, bin]; `lives` are the unit biographies, as in `launch.lives`, if any.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Run:
     step: np.ndarray
     count: np.ndarray
     metrics: dict[str, np.ndarray]
+    lives: dict[str, np.ndarray] | None = None
 
     @property
     def lanes(self) -> list[dict[str, Any]]:
@@ -105,6 +107,7 @@ def write_run(
     count: np.ndarray,
     metrics: Mapping[str, np.ndarray],
     finished: bool = True,
+    lives: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write one label's folder; every file appears whole or not at all, and `DONE` last (only when `finished`).
 
@@ -121,6 +124,11 @@ def write_run(
     (folder / DONE).unlink(missing_ok=True)
     with replacing(folder / METRICS) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    if lives is None:
+        (folder / LIVES).unlink(missing_ok=True)
+    else:
+        with replacing(folder / LIVES) as file:
+            np.savez_compressed(file, **lives)  # type: ignore[arg-type]
     with replacing(folder / RUN) as file:
         file.write((json.dumps(meta, indent=1, default=_plain) + "\n").encode())
     if finished:
@@ -161,7 +169,8 @@ def read_run(folder: Path | str) -> Run:
         raise InputError(f"{folder}: {problem}")
     meta |= {"finished": (folder / DONE).exists(), "folder": str(folder)}
     metrics = {name: values for name, values in arrays.items() if name not in AXES}
-    return Run(str(meta["label"]), meta, arrays["step"], arrays["count"], metrics)
+    lives = _read(folder / LIVES, _load) if (folder / LIVES).is_file() else None
+    return Run(str(meta["label"]), meta, arrays["step"], arrays["count"], metrics, lives)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

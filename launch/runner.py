@@ -17,10 +17,12 @@ import numpy as np
 from launch.errors import InputError
 from launch.experiment import Experiment, Job, Lane, Plan, lane_keys, resolve
 from launch.lanes import Unit, hyper_arrays, job_program, load_data, units_of
+from launch.lives import PREFIX, gathered
 from launch.loop import initial, means, run_chunks
 from launch.machine import commit, machine, versions
 from launch.programs import continued
 from launch.run_folder import Run, read_run, write_run
+from plastic_jax import biography
 
 Report = Callable[[str, int], None]
 _queue: Any = None
@@ -71,7 +73,7 @@ def run(
 
 
 def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: None) -> dict[str, np.ndarray]:
-    """Run one unit in this process: `[lane, bin]` per metric, and `diverged` bool `[lane]`.
+    """Run one unit in this process: `[lane, bin]` per metric, `diverged` bool `[lane]`, and unit biographies if any.
 
     The units of a plan's job share one compiled program.
     """
@@ -91,7 +93,19 @@ def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: 
     carry = _advance(plan, job, unit, data, carry, start, plan.steps, progress)
     diverged = np.asarray(jax.vmap(_program(plan, job).diverged)(carry.lanes))
     kept = unit.stop - unit.start
-    return {name: values[:kept] for name, values in means(carry).items()} | {"diverged": diverged[:kept]}
+    arrays = means(carry) | {"diverged": diverged} | _biographies(carry.lanes)
+    return {name: values[:kept] for name, values in arrays.items()}
+
+
+def _biographies(lanes: Any) -> dict[str, np.ndarray]:
+    """The arrays of the biography in the lanes' state, `{}` where there is none."""
+    told = biography.find(lanes)
+    if told is None:
+        return {}
+    found, age = told
+    arrays = {"rows": found.rows, "written": found.written} | {f"age/{name}": values for name, values in age.items()}
+    arrays |= {f"usefulness/{name}": counts for name, counts in found.usefulness.items()}
+    return {PREFIX + name: np.asarray(values) for name, values in arrays.items()}
 
 
 def _advance(
@@ -166,6 +180,8 @@ def _finish(plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray],
     parts = sorted(parts, key=lambda part: part[0].start)
     arrays = {name: np.concatenate([p[1][name] for p in parts]) for name in parts[0][1]}
     diverged = np.flatnonzero(arrays.pop("diverged")).tolist()
+    found = {name.removeprefix(PREFIX): arrays.pop(name) for name in list(arrays) if name.startswith(PREFIX)}
+    lives = gathered(found, biography.AGES, job.switch_at if job.first else 0, plan.steps) if found else None
     bins = -(-plan.steps // plan.bin)
     step = np.minimum(np.arange(1, bins + 1) * plan.bin, plan.steps)
     count = np.diff(step, prepend=0)
@@ -184,9 +200,9 @@ def _finish(plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray],
         "wall_seconds": round(sum(p[2] for p in parts), 3),
     }
     if workdir is None:
-        return Run(job.label, {"schema": 1, "finished": True} | meta, step, count, arrays)
+        return Run(job.label, {"schema": 1, "finished": True} | meta, step, count, arrays, lives)
     folder = Path(workdir) / job.label
-    write_run(folder, meta, step, count, arrays)
+    write_run(folder, meta, step, count, arrays, lives=lives)
     return read_run(folder)
 
 

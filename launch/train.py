@@ -21,10 +21,11 @@ from launch.errors import InputError, unknown
 from launch.experiment import Experiment, Plan, resolve, warnings
 from launch.lanes import metric_names
 from launch.plot import plot
+from launch.registry import find_method
 from launch.run_folder import Run
 from launch.runner import enable_compilation_cache, run
 from launch.sinks import check_sinks, open_sinks
-from launch.syntax import parse_seeds
+from launch.syntax import parse_methods, parse_seeds
 from launch.table import table
 
 
@@ -65,6 +66,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "workers", None, "processes that share the work; by default one a core on CPUs", flag_values=values
     )
+    flags.DEFINE_integer(
+        "history",
+        0,
+        "replacements of units kept a lane, for launch.units; short for --set=history=N",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_list("log", [], "further sinks: tensorboard, wandb", flag_values=values)
     flags.DEFINE_list("metric", [], "metrics in the figure; by default the task's own", flag_values=values)
     flags.DEFINE_bool("list", False, "list tasks, methods and networks, and end", flag_values=values)
@@ -98,6 +106,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     log(runs, values.log, workdir)
     print(table(list(runs.values()), values.metric))
     print(f"figure: {plot([workdir], metrics=values.metric or None)}")
+    _tell_lost(runs)
     return 0
 
 
@@ -117,12 +126,24 @@ def from_flags(values: flags.FlagValues) -> Experiment:
         steps=values.steps,
         tasks=values.tasks,
         preset=values.preset,
-        set=tuple(values.set),
+        set=(*values.set, *_history(values)),
         sweep=tuple(values.sweep),
         network=values.network,
         bin=values.bin,
         lanes_per_batch=values.lanes_per_batch,
     )
+
+
+def _history(values: flags.FlagValues) -> tuple[str, ...]:
+    if not values.history:
+        return ()
+    methods = [
+        find_method(call) for entry in parse_methods(values.methods) for call in (entry.call, entry.first) if call
+    ]
+    if not any("history" in method.static for method in methods):
+        names = ", ".join(method.name for method in methods)
+        raise InputError(f"--history={values.history}: none of these methods replaces units: {names}")
+    return (f"history={values.history}",)
 
 
 @contextlib.contextmanager
@@ -146,6 +167,18 @@ def log(runs: dict[str, Run], names: list[str], workdir: Path) -> None:
         for label, one in runs.items():
             for i, step in enumerate(one.step):
                 sink(label, int(step), {name: float(values[:, i].mean()) for name, values in one.metrics.items()})
+
+
+def _tell_lost(runs: dict[str, Run]) -> None:
+    """Say where the buffer of unit biographies was too small."""
+    for label, one in runs.items():
+        lost = 0 if one.lives is None else int(one.lives["lost"].max())
+        if lost:
+            kept = one.meta["settings"].get("history")
+            print(
+                f"warning: {label}: history={kept} is {lost} replacements too short; the latest are kept",
+                file=sys.stderr,
+            )
 
 
 def _check_metrics(plan: Plan, metrics: list[str]) -> None:

@@ -3,15 +3,18 @@
 from plastic_jax import metrics
 from plastic_jax.adam import AdamState, adam
 from plastic_jax.continual_backprop import ContinualBackpropState, continual_backprop
+from plastic_jax.diagnose import Diagnosis, diagnose
 from plastic_jax.initializers import Law, UnitInitializer
-from plastic_jax.networks import MLP
+from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
+from plastic_jax.redo import RedoState, redo
 from plastic_jax.shrink_and_perturb import (
     ShrinkAndPerturbState,
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
-from plastic_jax.units import Slice, UnitGraph, UnitGroup, mlp_units
+from plastic_jax.trainability import Trainability, trainability
+from plastic_jax.units import Slice, UnitGraph, UnitGroup, trace_units
 from plastic_jax.utility import UTILITIES, UnitStats, Utility
 from plastic_jax.weight_decay import weight_decay
 
@@ -19,10 +22,16 @@ __all__ = [
     "MLP",
     "UTILITIES",
     "AdamState",
+    "BatchNorm",
     "ContinualBackpropState",
+    "ConvNet",
+    "Diagnosis",
     "Law",
+    "RedoState",
+    "ResNet",
     "ShrinkAndPerturbState",
     "Slice",
+    "Trainability",
     "UnitGraph",
     "UnitGroup",
     "UnitInitializer",
@@ -30,10 +39,13 @@ __all__ = [
     "Utility",
     "adam",
     "continual_backprop",
+    "diagnose",
     "metrics",
-    "mlp_units",
     "published_shrink_and_perturb",
+    "redo",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
+    "trace_units",
+    "trainability",
     "weight_decay",
 ]

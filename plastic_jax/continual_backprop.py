@@ -1,16 +1,19 @@
 """Continual backprop: gradient descent that never stops initialising."""
 
-import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.counting import CountRule, owed
+from plastic_jax.biography import Biography, empty, record
+from plastic_jax.checks import check_number, check_positive_integer, check_update
+from plastic_jax.counting import CountRule, expected_replacements, owed
 from plastic_jax.initializers import UnitInitializer, unit_initializer
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import get_leaf, leaf_key, set_leaves
+from plastic_jax.propagation import outgoing_gradient, recursive_worth
 from plastic_jax.reset import (
     Replacement,
     check_units,
@@ -22,8 +25,9 @@ from plastic_jax.reset import (
 )
 from plastic_jax.statistics import mean_feature, unit_stats
 from plastic_jax.units.graph import UnitGraph, UnitGroup
-from plastic_jax.utility import Utility, unit_utility
+from plastic_jax.utility import UnitStats, Utility, unit_utility
 
+_NAME = "continual_backprop"
 STATIC_ARGS = (
     "units",
     "utility",
@@ -31,9 +35,11 @@ STATIC_ARGS = (
     "max_replacements",
     "utility_every",
     "count",
+    "count_units",
     "reset_state",
     "transfer_bias",
     "axis_name",
+    "history",
 )
 
 
@@ -49,6 +55,9 @@ class ContinualBackpropState(NamedTuple):
         mean_activation: float `[width, copies]`, running average of the unit's value, not corrected for age.
         accumulator: float `[2]`, replacements owed, and the rounding error of that sum.
         replaced: int32 scalar, units replaced so far; saturates.
+        lifetime_absolute: float `[width, copies]`, sum of (1 - eta) E|h| over all steps, which replacement does not
+            touch; `{}` where the measure does not need it.
+        history: unit biographies, see `plastic_jax.biography`; `None` without `history`.
     """
 
     inner: Any
@@ -59,24 +68,38 @@ class ContinualBackpropState(NamedTuple):
     mean_activation: dict[str, jax.Array]
     accumulator: dict[str, jax.Array]
     replaced: dict[str, jax.Array]
+    lifetime_absolute: dict[str, jax.Array]
+    history: Any = None
+
+
+class _Averages(NamedTuple):
+    """Running averages by group name, as in the state."""
+
+    utility: dict[str, jax.Array]
+    mean_activation: dict[str, jax.Array]
+    lifetime_absolute: dict[str, jax.Array]
+
+
+class _Step(NamedTuple):
+    """A step before anything is replaced: weights and gradients before it, weights after it, features, group keys."""
+
+    params: Any
+    new_params: Any
+    gradients: Any
+    features: Any
+    key: Callable[[str], jax.Array]
 
 
 class _Seen(NamedTuple):
-    """What one group knows after looking at a step: its statistics, and how many units go.
+    """What one group knows after looking at a step: its ages, and how many units go.
 
     `correction` is `1 - eta^a`, what the running averages are divided by.
     """
 
     age: jax.Array
     correction: jax.Array
-    utility: jax.Array
-    mean_activation: jax.Array
     accumulator: jax.Array
     due: jax.Array
-
-    def mean(self) -> jax.Array:
-        """The running mean of the unit's value, corrected for age."""
-        return self.mean_activation / self.correction[:, None]
 
 
 def continual_backprop(
@@ -92,9 +115,11 @@ def continual_backprop(
     max_replacements: int = 1,
     utility_every: int = 1,
     count: Literal["accumulate", "bernoulli"] | CountRule = "accumulate",
+    count_units: Literal["eligible", "all"] = "eligible",
     reset_state: bool = True,
     transfer_bias: bool = False,
     axis_name: str | None = None,
+    history: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""At every step, replaces a tiny fraction of the least useful, old enough units of each group.
 
@@ -109,11 +134,11 @@ def continual_backprop(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> from plastic_jax import MLP, continual_backprop, mlp_units
+        >>> from plastic_jax import MLP, continual_backprop, trace_units
         >>> network = MLP(widths=(8,), outputs=1)
         >>> x = jnp.linspace(-1, 1, 16)[:, None]
-        >>> params = network.init(jax.random.key(0), x)["params"]
-        >>> units = mlp_units(network, params)
+        >>> params = network.init(jax.random.key(0), x)
+        >>> units = trace_units(network.apply, params, x)
         >>> tx = continual_backprop(optax.sgd(0.1), units, replacement_rate=1e-3, key=jax.random.key(1))
         >>> state = tx.init(params)
         >>> def loss(params):
@@ -140,9 +165,11 @@ def continual_backprop(
             that saves its cost; with an unbatched extra argument `clock` also under `vmap`).
         count: `"accumulate"`: owed fractions are added up; `"bernoulli"`: a fraction below one is drawn, of a number
             above one the fraction is lost; or a function `(key, owed) -> number`.
+        count_units: whether the rate is a share of the eligible units, or of all units once one of them is eligible.
         reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
         transfer_bias: whether the next layer's bias takes over a removed unit's mean contribution.
         axis_name: name of a mapped axis over which batch statistics are averaged.
+        history: replacements kept in the state, see `plastic_jax.biography`; 0 keeps none.
 
     `update` needs `params` and the extra argument `features`, by group name; `clock` is optional, others are ignored.
 
@@ -157,66 +184,105 @@ def continual_backprop(
 
     Differs from the published code: there the transfer of the mean contribution to the next bias is always 0, the
     inner optimizer's statistics are kept (except in one variant of Adam), and owed fractions are drawn by default.
-    Those are `transfer_bias=False` (default), `reset_state=False` and `count="bernoulli"`.
+    Those are `transfer_bias=False` (default), `reset_state=False` and `count="bernoulli"`. For convolutional and
+    residual networks it counts all units (`count_units="all"`), and for residual networks its utility is
+    `"lifetime_contribution"`.
     """
     inner = optax.with_extra_args_support(inner)
     measure = unit_utility(utility)
-    _check_arguments(replacement_rate, maturity_threshold, decay_rate, max_replacements, utility_every, count)
+    check_number(_NAME, "replacement_rate", replacement_rate, 0.0, 1.0)
+    check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1)
+    check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
+    check_positive_integer(_NAME, "max_replacements", max_replacements)
+    check_positive_integer(_NAME, "utility_every", utility_every)
+    _check_choices(count, count_units)
     bounds = {g.name: min(max_replacements, g.width) for g in units.groups}
     laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> ContinualBackpropState:
-        check_units(units, params, "continual_backprop")
+        check_units(units, params, _NAME)
         groups = {g.name: g for g in units.groups}
         dtype = {n: _group_dtype(g, params) for n, g in groups.items()}
         return ContinualBackpropState(
             inner=inner.init(params),
-            key=leaf_key(key, "continual_backprop"),  # a key of its own: donating the state leaves the caller's alone
+            key=leaf_key(key, _NAME),  # a key of its own: donating the state leaves the caller's alone
             count=jnp.zeros([], jnp.int32),
             age={n: jnp.zeros(g.width, jnp.int32) for n, g in groups.items()},
             utility={n: jnp.zeros(g.width, dtype[n]) for n, g in groups.items()},
             mean_activation={n: jnp.zeros((g.width, g.copies), dtype[n]) for n, g in groups.items()},
             accumulator={n: jnp.zeros(2, dtype[n]) for n in groups},
             replaced={n: jnp.zeros([], jnp.int32) for n in groups},
+            lifetime_absolute={
+                n: jnp.zeros((g.width, g.copies), dtype[n])
+                for n, g in groups.items()
+                if "lifetime_absolute" in measure.needs
+            },
+            history=empty(history, groups),
         )
 
-    def look(
-        group: UnitGroup, state: ContinualBackpropState, params: Any, feature: jax.Array, step_key: jax.Array, now: Any
-    ) -> _Seen:
-        """Ages the group, measures its units if it is time, and says how many of them go."""
+    def look(group: UnitGroup, state: ContinualBackpropState, step: _Step) -> _Seen:
+        """Ages the group, and says how many of its units go."""
         name = group.name
         age = jnp.asarray(optax.safe_increment(state.age[name]))
-        eta = jnp.asarray(decay_rate, state.utility[name].dtype)
-        correction = -jnp.expm1(age * jnp.log(eta))  # 1 - eta^a, exact for young units too
-        old = (state.utility[name], state.mean_activation[name])
-
-        def averages() -> tuple[jax.Array, jax.Array]:
-            keep = eta**utility_every
-            mean = keep * old[1] + (1.0 - keep) * mean_feature(group, feature, axis_name)
-            if not measure.averaged:
-                return old[0], mean
-            stats = unit_stats(group, params, feature, mean / correction[:, None], step_key, axis_name)
-            return keep * old[0] + (1.0 - keep) * jnp.mean(measure(stats), axis=1), mean
-
-        average, mean = averages() if utility_every == 1 else jax.lax.cond(now, averages, lambda: old)
+        dtype = state.utility[name].dtype
+        correction = -jnp.expm1(age * jnp.log(jnp.asarray(decay_rate, dtype)))  # exact for young units too
         eligible = jnp.sum(age > maturity_threshold, dtype=jnp.int32)
-        expected = jnp.asarray(replacement_rate, average.dtype) * eligible
+        expected = expected_replacements(jnp.asarray(replacement_rate, dtype), eligible, group.width, count_units)
         most = jnp.minimum(eligible, bounds[name])
-        accumulator, due = owed(count, state.accumulator[name], expected, most, step_key)
-        return _Seen(age, correction, average, mean, accumulator, due)
+        return _Seen(age, correction, *owed(count, state.accumulator[name], expected, most, step.key(name)))
 
-    def choose(group: UnitGroup, seen: _Seen, params: Any, feature: jax.Array, step_key: jax.Array) -> Replacement:
+    def measured(step: _Step, means: dict[str, jax.Array], lifetime: dict[str, jax.Array]) -> dict[str, Any]:
+        """The measure of every unit's usefulness at this step."""
+
+        def look_at(g: UnitGroup) -> UnitStats:
+            key = leaf_key(step.key(g.name), "measure")
+            return unit_stats(g, step.new_params, step.features[g.name], means[g.name], key, axis_name)
+
+        stats = {g.name: look_at(g) for g in units.groups}
+        stats = {n: s._replace(lifetime_absolute=lifetime.get(n)) for n, s in stats.items()}
+        if "outgoing_gradient" in measure.needs:
+            sums = {g.name: outgoing_gradient(g, step.params, step.gradients) for g in units.groups}
+            stats = {n: s._replace(outgoing_gradient=sums[n]) for n, s in stats.items()}
+        if "worth" in measure.needs:
+            activity = {n: s.mean_absolute_centred for n, s in stats.items()}
+            worth = recursive_worth(units, step.new_params, activity)
+            stats = {n: s._replace(worth=worth[n]) for n, s in stats.items()}
+        return {n: jnp.mean(measure(s), axis=1) for n, s in stats.items()}
+
+    def averages(step: _Step, old: _Averages, seen: dict[str, _Seen]) -> _Averages:
+        """The running averages with this step in them, counted `utility_every` times."""
+        eta = {n: jnp.asarray(decay_rate, u.dtype) for n, u in old.utility.items()}
+        keep = {n: e**utility_every for n, e in eta.items()}
+
+        def mix(before: dict[str, jax.Array], now: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {n: keep[n] * before[n] + (1.0 - keep[n]) * now[n] for n in before}
+
+        means = {g.name: mean_feature(g, step.features[g.name], axis_name) for g in units.groups}
+        mean_activation = mix(old.mean_activation, means)
+        lifetime = {
+            g.name: old.lifetime_absolute[g.name]
+            + utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
+            for g in units.groups
+            if g.name in old.lifetime_absolute
+        }
+        utility = old.utility
+        if measure.averaged:
+            utility = mix(old.utility, measured(step, _corrected(mean_activation, seen), lifetime))
+        return _Averages(utility, mean_activation, lifetime)
+
+    def choose(group: UnitGroup, seen: _Seen, ranking: jax.Array, step: _Step) -> Replacement:
         """The eligible units of lowest rank, as many as are due, with fresh weights."""
-        ranking = seen.utility / seen.correction
-        if not measure.averaged:
-            measure_key = leaf_key(step_key, "measure")
-            ranking = jnp.mean(measure(unit_stats(group, params, feature, seen.mean(), measure_key, axis_name)), axis=1)
         # What is no finite number still ranks before the units that are not eligible.
         ranking = jnp.where(seen.age > maturity_threshold, jnp.nan_to_num(ranking), jnp.inf)
         n = bounds[group.name]
         index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
         return draw_replacement(
-            group, index.astype(jnp.int32), jnp.arange(n) < seen.due, step_key, laws[group.name], params
+            group,
+            index.astype(jnp.int32),
+            jnp.arange(n) < seen.due,
+            step.key(group.name),
+            laws[group.name],
+            step.new_params,
         )
 
     def update(
@@ -228,33 +294,45 @@ def continual_backprop(
         clock: Any = None,
         **extra: Any,
     ) -> tuple[Any, ContinualBackpropState]:
-        _check_update(units, params, features)
+        check_update(_NAME, units, params, features)
+        gradients = updates
         updates, inner_state = inner.update(updates, state.inner, params, features=features, clock=clock, **extra)
         new_params = optax.apply_updates(params, updates)
         now = (state.count if clock is None else clock) % utility_every == 0
 
-        def step_key(group: UnitGroup) -> jax.Array:
+        def step_key(name: str) -> jax.Array:
             # Made anew in every branch that draws: handed in, it would be computed at every step.
-            return leaf_key(jax.random.fold_in(state.key, state.count), group.name)
+            return leaf_key(jax.random.fold_in(state.key, state.count), name)
 
-        seen = {g.name: look(g, state, new_params, features[g.name], step_key(g), now) for g in units.groups}
+        step = _Step(params, new_params, gradients, features, step_key)
+        seen = {g.name: look(g, state, step) for g in units.groups}
+        old = _Averages(state.utility, state.mean_activation, state.lifetime_absolute)
+        if utility_every == 1:
+            new = averages(step, old, seen)
+        else:
+            new = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: old)
 
-        def some() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
-            picks = {g.name: choose(g, seen[g.name], new_params, features[g.name], step_key(g)) for g in units.groups}
-            if not transfer_bias:
-                return picks, {}
-            return picks, transferred_bias(units, picks, new_params, {n: s.mean() for n, s in seen.items()})
+        def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+            means = _corrected(new.mean_activation, seen)
+            if measure.averaged:
+                ranking = {n: new.utility[n] / s.correction for n, s in seen.items()}
+            else:
+                ranking = measured(step, means, new.lifetime_absolute)
+            picks = {g.name: choose(g, seen[g.name], ranking[g.name], step) for g in units.groups}
+            gains = transferred_bias(units, picks, new_params, means) if transfer_bias else {}
+            return picks, gains, record(state.history, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
 
-        def none() -> tuple[dict[str, Replacement], dict[str, jax.Array]]:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some))
+        def none() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some)[:2])
+            return *nothing, state.history
 
         due = jnp.any(jnp.stack([s.due > 0 for s in seen.values()])) if seen else jnp.zeros([], bool)
-        replacements, gains = jax.lax.cond(any_lane(due), some, none)
+        replacements, gains, lives = jax.lax.cond(any_lane(due), some, none)
         updates = set_leaves(updates, {path: get_leaf(updates, path) + gain for path, gain in gains.items()})
         updates = reset_updates(units, replacements, params, updates)
         if reset_state:
             inner_state = reset_inner_state(inner, inner_state, params, reset_mask(units, replacements, params))
-        return updates, _next_state(state, inner_state, units, seen, replacements)
+        return updates, _next_state(state, inner_state, units, seen, new, replacements, lives)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -264,7 +342,9 @@ def _next_state(
     inner_state: Any,
     units: UnitGraph,
     seen: dict[str, _Seen],
+    new: _Averages,
     replacements: dict[str, Replacement],
+    history: Biography | None,
 ) -> ContinualBackpropState:
     gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
     total = {n: state.replaced[n] + jnp.sum(gone[n], dtype=jnp.int32) for n in gone}
@@ -273,43 +353,27 @@ def _next_state(
         key=state.key,
         count=jnp.asarray(optax.safe_increment(state.count)),
         age={n: jnp.where(gone[n], 0, s.age) for n, s in seen.items()},
-        utility={n: jnp.where(gone[n], 0.0, s.utility) for n, s in seen.items()},
-        mean_activation={n: jnp.where(gone[n][:, None], 0.0, s.mean_activation) for n, s in seen.items()},
+        utility={n: jnp.where(gone[n], 0.0, u) for n, u in new.utility.items()},
+        mean_activation={n: jnp.where(gone[n][:, None], 0.0, m) for n, m in new.mean_activation.items()},
         accumulator={n: s.accumulator for n, s in seen.items()},
         replaced={n: jnp.where(total[n] < state.replaced[n], state.replaced[n], total[n]) for n in gone},
+        lifetime_absolute=new.lifetime_absolute,
+        history=history,
     )
+
+
+def _corrected(averages: dict[str, jax.Array], seen: dict[str, _Seen]) -> dict[str, jax.Array]:
+    """Running means `[width, copies]`, corrected for age."""
+    return {n: average / seen[n].correction[:, None] for n, average in averages.items()}
 
 
 def _group_dtype(group: UnitGroup, params: Any) -> Any:
     return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
 
 
-def _check_arguments(rate: Any, maturity: Any, decay: Any, bound: int, every: int, count: Any) -> None:
-    ranges = (("replacement_rate", rate, 0.0, 1.0), ("maturity_threshold", maturity, 0, 2**31 - 1))
-    for name, value, low, high in ranges:
-        if isinstance(value, int | float) and not low <= value <= high:
-            raise ValueError(f"continual_backprop: {name}={value} is not in [{low}, {high}]")
-    if isinstance(decay, int | float) and not 0.0 <= decay < 1.0:
-        raise ValueError(f"continual_backprop: decay_rate={decay} is not in [0.0, 1.0)")
-    for name, value in (("max_replacements", bound), ("utility_every", every)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"continual_backprop: {name}={value!r} is not a positive integer")
+def _check_choices(count: Any, count_units: Any) -> None:
     if not callable(count) and count not in ("accumulate", "bernoulli"):
         allowed = "accumulate, bernoulli, or a function (key, owed) -> number"
         raise ValueError(f"continual_backprop: count='{count}'; allowed: {allowed}")
-
-
-def _check_update(units: UnitGraph, params: Any, features: Any) -> None:
-    for name, value in (("params", params), ("features", features)):
-        if value is None:
-            call = "update(grads, state, params, features=features)"
-            raise ValueError(f"continual_backprop: update needs `{name}`; call {call}")
-    for group in units.groups:
-        if group.name not in features:
-            there = ", ".join(sorted(features))
-            raise ValueError(f"continual_backprop: features has no entry '{group.name}'; there are: {there}")
-        shape = features[group.name].shape
-        if math.prod(shape[axis] for axis in group.feature_axes) != group.width * group.copies:
-            copies = f" at {group.copies} positions" if group.copies > 1 else ""
-            what = f"features['{group.name}'] of shape {shape}"
-            raise ValueError(f"continual_backprop: {what} has not {group.width} units{copies}")
+    if count_units not in ("eligible", "all"):
+        raise ValueError(f"continual_backprop: count_units='{count_units}'; allowed: eligible, all")

@@ -11,6 +11,17 @@ from plastic_jax.paths import leaf_key
 CountRule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def expected_replacements(
+    rate: jax.Array, eligible: jax.Array, width: int, units: Literal["eligible", "all"]
+) -> jax.Array:
+    """What a step adds to the number owed: `rate` times the eligible units, or times all once one is eligible.
+
+    Source: eligible: published code for dense layers; all: published code for convolutional and residual networks
+    (Dohare et al., Nature 632, 2024).
+    """
+    return rate * (eligible if units == "eligible" else jnp.where(eligible > 0, width, 0))
+
+
 def owed(
     rule: Literal["accumulate", "bernoulli"] | CountRule,
     accumulator: jax.Array,

@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3.0, "relu": math.sqrt(2.0), "elu": math.sqrt(2.0)}
-_GAINS |= {"swish": math.sqrt(2.0), "leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2))}
+_SQRT2 = math.sqrt(2.0)
+_GAINS = {"linear": 1.0, "sigmoid": 1.0, "selu": 1.0, "tanh": 5.0 / 3.0, "leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2))}
+_GAINS |= {"relu": _SQRT2, "elu": _SQRT2, "swish": _SQRT2, "gelu": _SQRT2, "softplus": _SQRT2}
 
 
 def gain(activation: str) -> float:
-    """The gain of the Kaiming and Xavier laws for an activation (elu and swish as relu, as in the published code)."""
+    """The gain of the Kaiming and Xavier laws for an activation.
+
+    As in the published code elu and swish have that of relu; so have gelu and softplus.
+    """
     if activation not in _GAINS:
         raise ValueError(f"gain: unknown activation '{activation}'; allowed: {', '.join(sorted(_GAINS))}")
     return _GAINS[activation]

@@ -1,5 +1,6 @@
 """The published networks, in Flax linen."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -35,8 +36,7 @@ class MLP(nn.Module):
         outputs: number of outputs.
         activation: one of `ACTIVATIONS`.
 
-    Input `[batch, ...]` is flattened to `[batch, n]`; output `[batch, outputs]`. The hidden values are sown into the
-    collection `features` as `hidden_0`, `hidden_1`, ...
+    Input `[batch, ...]` is flattened to `[batch, n]`; output `[batch, outputs]`.
     """
 
     widths: tuple[int, ...] = (5,)
@@ -49,5 +49,157 @@ class MLP(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, kernel_init=kaiming_uniform(self.activation), name=f"Dense_{i}")(x)
             x = ACTIVATIONS[self.activation](x)
-            self.sow("features", f"hidden_{i}", x)
         return nn.Dense(self.outputs, kernel_init=kaiming_uniform("linear"), name=f"Dense_{len(self.widths)}")(x)
+
+
+def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """Flax initializer: `U(-b, b)`, `b = sqrt(1 / fan_in)`: PyTorch's default for kernels and biases alike."""
+    bound = math.sqrt(1.0 / fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class ConvNet(nn.Module):
+    """The network of Continual ImageNet: convolutions with max-pooling, then dense layers.
+
+    Per convolution (stride 1, no padding): convolution, relu, 2 x 2 max-pool with stride 2; the map is flattened with
+    the channel running fastest, then dense layers with relu and a linear output layer. Kernels and biases are
+    `U(-b, b)`, `b = sqrt(1 / fan_in)`. With the default sizes, pictures of 32 x 32 x 3 and 2 outputs it has 177,218
+    parameters, and its units read maps of 14 x 14 x 32, 6 x 6 x 64, then 2 x 2 x 128 = 512, 128 and 128 values
+    (Dohare et al. 2024, Methods, Continual ImageNet, and published code).
+
+    Attributes:
+        outputs: number of outputs.
+        channels: output channels per convolution.
+        kernel_sizes: side of the square kernel per convolution.
+        widths: units per hidden dense layer.
+
+    Input `[batch, height, width, channels]`; output `[batch, outputs]`. Parameters: `Conv_0`, ..., `Dense_0`, ...
+    """
+
+    outputs: int = 2
+    channels: tuple[int, ...] = (32, 64, 128)
+    kernel_sizes: tuple[int, ...] = (5, 3, 3)
+    widths: tuple[int, ...] = (128, 128)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, (channels, size) in enumerate(zip(self.channels, self.kernel_sizes, strict=True)):
+            law = torch_uniform(size * size * x.shape[-1])
+            conv = nn.Conv(channels, (size, size), padding="VALID", kernel_init=law, bias_init=law, name=f"Conv_{i}")
+            x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
+        x = jnp.reshape(x, (x.shape[0], -1))
+        for i, width in enumerate((*self.widths, self.outputs)):
+            law = torch_uniform(x.shape[-1])
+            x = nn.Dense(width, kernel_init=law, bias_init=law, name=f"Dense_{i}")(x)
+            x = nn.relu(x) if i < len(self.widths) else x
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over every axis but the last: `scale (x - m) / sqrt(v + epsilon) + bias`.
+
+    When training, `m` and `v` are the batch's mean and biased variance (divided by `n`), and the running averages take
+    in `1 - momentum` of the batch's mean and of its variance; otherwise they are the running averages.
+    Differs from `flax.linen.BatchNorm` in `unbiased`.
+
+    Attributes:
+        momentum: what the running averages keep per step.
+        epsilon: added to the variance.
+        unbiased: whether the running variance takes in the unbiased variance of the batch (divided by `n - 1`, as
+            PyTorch does), or the biased one (as Flax does).
+
+    Parameters `scale` (1) and `bias` (0); collection `batch_stats`: `mean` (0) and `var` (1); all `[channels]`.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape, n = x.shape[-1:], math.prod(x.shape[:-1])
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if train:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
+            if not self.is_initializing():
+                seen = var * (n / max(n - 1, 1)) if self.unbiased else var
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * seen
+        else:
+            mean, var = running_mean.value, running_var.value
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch normalisation, added to their input: `relu(x' + B(C(relu(B(C(x))))))`.
+
+    `x'` is the input, or its 1 x 1 convolution with batch normalisation where stride or channels differ.
+
+    Attributes:
+        channels: output channels.
+        stride: of the first convolution.
+
+    Input `[batch, height, width, any]`; output `[batch, height / stride, width / stride, channels]`.
+    """
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = _conv(self.channels, 3, self.stride, "Conv_0")(x)
+        y = nn.relu(BatchNorm(name="BatchNorm_0")(y, train))
+        y = _conv(self.channels, 3, 1, "Conv_1")(y)
+        y = BatchNorm(name="BatchNorm_1")(y, train)
+        if self.stride != 1 or x.shape[-1] != self.channels:
+            x = _conv(self.channels, 1, self.stride, "shortcut")(x)
+            x = BatchNorm(name="shortcut_norm")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet-18 for small pictures, as published for class-incremental CIFAR-100.
+
+    A 3 x 3 convolution with stride 1, batch normalisation and relu, no max-pool; per stage two `BasicBlock`s, the first
+    of stages 2, 3 and 4 with stride 2; the mean over positions; a linear output layer. Convolutions have biases.
+    Kernels are Kaiming normal by fan-in, `N(0, gain^2 / fan_in)` with gain sqrt(2) for convolutions and 1 for the
+    output layer; biases 0. With the default sizes and pictures of 32 x 32 x 3 it has 11,224,932 parameters
+    (He et al. 2016; Dohare et al. 2024, Methods, Class-incremental CIFAR-100, and published code).
+
+    Attributes:
+        outputs: number of outputs.
+        widths: channels per stage; the stem has those of the first stage.
+        blocks: blocks per stage.
+
+    Input `[batch, height, width, channels]`; `train` says whether batch statistics are used and taken in (then the
+    collection `batch_stats` must be mutable). Output `[batch, outputs]`. Parameters: `Conv_0`, `BatchNorm_0`,
+    `BasicBlock_0`, ..., `Dense_0`.
+    """
+
+    outputs: int = 100
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = _conv(self.widths[0], 3, 1, "Conv_0")(x)
+        x = nn.relu(BatchNorm(name="BatchNorm_0")(x, train))
+        stages = zip(self.widths, self.blocks, strict=True)
+        plan = [(w, 2 if i > 0 and j == 0 else 1) for i, (w, n) in enumerate(stages) for j in range(n)]
+        for k, (width, stride) in enumerate(plan):
+            x = BasicBlock(width, stride, name=f"BasicBlock_{k}")(x, train)
+        x = jnp.mean(x, axis=(1, 2))
+        law = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        return nn.Dense(self.outputs, kernel_init=law, name="Dense_0")(x)
+
+
+def _conv(channels: int, size: int, stride: int, name: str) -> nn.Conv:
+    # The padding is written out: "SAME" pads on one side only where the stride is 2.
+    padding = [(size // 2, size // 2)] * 2
+    law = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    return nn.Conv(channels, (size, size), stride, padding=padding, kernel_init=law, name=name)

@@ -17,6 +17,8 @@ from plastic_jax.initializers import UnitInitializer
 from plastic_jax.paths import get_leaf, leaf_key, leaf_names, path_name
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
+_ROWS_ONE_BY_ONE = 8  # for more fresh rows, a gather by unit is smaller than a choice for each of them
+
 
 class Replacement(NamedTuple):
     """Units of one group that go at this step.
@@ -24,7 +26,7 @@ class Replacement(NamedTuple):
     Attributes:
         index: int32 `[n]`, their numbers.
         valid: bool `[n]`, which entries of `index` count.
-        fresh: per incoming kernel, by its path, `[n, fan_in]` new weights.
+        fresh: per incoming kernel, by the slice's name, `[n, copies * fan_in]` new weights.
     """
 
     index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -40,9 +42,8 @@ class Replacement(NamedTuple):
 
 
 class _Edit(NamedTuple):
-    """`leaf.reshape(shape)` becomes `value` where `mask`, both broadcastable to the shape."""
+    """A leaf becomes `value` where `mask`; both broadcast to its shape."""
 
-    shape: tuple[int, ...]
     mask: jax.Array
     value: jax.Array | float
 
@@ -55,9 +56,14 @@ def draw_replacement(
     initializer: UnitInitializer,
     params: Any,
 ) -> Replacement:
-    """Fresh incoming weights for the units `index`; each kernel is drawn with a key made from its own path."""
+    """Fresh incoming weights for the units `index`; each kernel is drawn with a key made from its own name.
+
+    Where a kernel makes each copy of a unit with weights of its own, every copy gets a draw of its own.
+    """
     fresh = {
-        s.path: initializer(leaf_key(key, s.path), index.shape[0], s.fan, group.width, get_leaf(params, s.path).dtype)
+        s.name: initializer(
+            leaf_key(key, s.name), index.shape[0] * s.copies, s.fan, group.width, get_leaf(params, s.path).dtype
+        ).reshape(index.shape[0], s.copies * s.fan)
         for s in group.incoming
         if s.role == "kernel"
     }
@@ -70,13 +76,13 @@ def reset_updates(units: UnitGraph, replacements: Mapping[str, Replacement], par
     A replaced unit's incoming kernels become the fresh rows, its bias and shift 0, its scale 1, its outgoing weights 0;
     the update is `target - params` there. A weight that leaves one replaced unit and enters another is redrawn.
     """
-    edits = _edits(units, replacements)
+    edits = _edits(units, replacements, params)
     return _edit(edits, lambda mask, value, update, param: jnp.where(mask, value - param, update), updates, params)
 
 
 def reset_mask(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> Any:
     """Per parameter, bool of its shape: which entries belong to a replaced unit."""
-    edits = _edits(units, replacements)
+    edits = _edits(units, replacements, params)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
     return _edit(edits, lambda mask, value, sofar: sofar | mask, blank)
 
@@ -111,55 +117,65 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
 
 
 def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, mean_feature: Any) -> Any:
-    """What the readers' biases gain so that the units' mean contribution stays: `sum_i f_i W_out[i]`, by bias path."""
+    """What the readers' biases gain so that the units' mean contribution stays: `sum_i f_i W_out[i]`, by bias path.
+
+    For a convolution with zero padding that is the contribution away from the borders.
+
+    Raises:
+        ValueError: the last axes of a reader's kernel are not those of its bias.
+    """
     gains: dict[str, jax.Array] = {}
     for group in units.groups:
         going = replacements[group.name].mask(group.width)
+        gone = jnp.where(going[:, None], mean_feature[group.name], 0.0)
         for s in group.outgoing:
             if s.bias is None:
                 continue
-            bias = get_leaf(params, s.bias)
-            view = jnp.moveaxis(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, range(len(s.unit_dims)))
-            gone = jnp.where(going[:, None], mean_feature[group.name], 0.0)
-            lost = jnp.tensordot(gone, view.reshape(group.width, group.copies, -1, bias.shape[0]).sum(2), 2)
+            bias, kernel = get_leaf(params, s.bias), get_leaf(params, s.path)
+            inputs = kernel.ndim - bias.ndim
+            if kernel.shape[inputs:] != bias.shape:
+                raise ValueError(
+                    f"transferred_bias: the last axes of '{s.path}' {kernel.shape} are not those of '{s.bias}' "
+                    f"{bias.shape} (transfer_bias=False does without)"
+                )
+            means = gone if s.copies == group.copies else jnp.mean(gone, axis=1, keepdims=True)
+            means = jnp.broadcast_to(means, (group.width, s.copies))
+            lost = jnp.sum(kernel * s.spread(means, kernel.shape), axis=tuple(range(inputs)))
             gains[s.bias] = gains.get(s.bias, 0.0) + lost.astype(bias.dtype)
     return gains
 
 
-def _edits(units: UnitGraph, replacements: Mapping[str, Replacement]) -> dict[str, list[_Edit]]:
+def _edits(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> dict[str, list[_Edit]]:
     """Edits by parameter, in the order in which they apply: all zeros first, so that a redraw wins."""
     edits: dict[str, list[_Edit]] = {}
     for group in units.groups:
         mask = replacements[group.name].mask(group.width)
         for s in group.outgoing:
-            edits.setdefault(s.path, []).append(_Edit(s.view_shape, _along(mask, s), 0.0))
+            edits.setdefault(s.path, []).append(_Edit(s.spread(mask, get_leaf(params, s.path).shape), 0.0))
     for group in units.groups:
         replacement = replacements[group.name]
         for s in group.incoming:
-            edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width))
+            shape = get_leaf(params, s.path).shape
+            edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shape))
     return edits
 
 
-def _incoming_edits(s: Slice, replacement: Replacement, width: int) -> list[_Edit]:
+def _incoming_edits(s: Slice, replacement: Replacement, width: int, shape: tuple[int, ...]) -> list[_Edit]:
     if s.role != "kernel":
         value = 1.0 if s.role in ("scale", "var") else 0.0
-        return [_Edit(s.view_shape, _along(replacement.mask(width), s), value)]
-    row_shape = tuple(1 if d == s.unit_dims[0] else n for d, n in enumerate(s.view_shape))
-    masks, rows = replacement._one_hot(width), replacement.fresh[s.path]
-    return [_Edit(s.view_shape, _along(masks[i], s), rows[i].reshape(row_shape)) for i in range(rows.shape[0])]
-
-
-def _along(mask: jax.Array, s: Slice) -> jax.Array:
-    shape = [1] * len(s.view_shape)
-    shape[s.unit_dims[0]] = math.prod(mask.shape)
-    return mask.reshape(shape)
+        return [_Edit(s.spread(replacement.mask(width), shape), value)]
+    own = (*s.copy_dims, *s.fan_dims)
+    masks, rows = replacement._one_hot(width), replacement.fresh[s.name]
+    if len(rows) > _ROWS_ONE_BY_ONE:
+        by_unit = rows[jnp.argmax(masks, axis=0)]
+        return [_Edit(s.spread(jnp.any(masks, axis=0), shape), s.spread(by_unit, shape, (*s.unit_dims, *own)))]
+    return [_Edit(s.spread(masks[i], shape), s.spread(rows[i], shape, own)) for i in range(len(rows))]
 
 
 def _edit(edits: dict[str, list[_Edit]], choose: Callable[..., jax.Array], tree: Any, *rest: Any) -> Any:
     def edit(path: Any, leaf: jax.Array, *others: jax.Array) -> jax.Array:
         for e in edits.get(path_name(path), []):
-            views = [other.reshape(e.shape) for other in others]
-            leaf = choose(e.mask, e.value, leaf.reshape(e.shape), *views).reshape(leaf.shape)
+            leaf = choose(e.mask, e.value, leaf, *others)
         return leaf
 
     return jax.tree_util.tree_map_with_path(edit, tree, *rest)
@@ -178,10 +194,20 @@ def check_units(units: UnitGraph, params: Any, what: str) -> None:
                 raise ValueError(
                     f"{what}: group '{group.name}' names parameter '{s.path}'; there are: {', '.join(sorted(names))}"
                 )
-            leaf = get_leaf(params, s.path)
-            if math.prod(s.view_shape) != math.prod(leaf.shape):
-                raise ValueError(f"{what}: view {s.view_shape} of '{s.path}' does not fit its shape {leaf.shape}")
-            if s.view_shape[s.unit_dims[0]] != group.width:
-                raise ValueError(
-                    f"{what}: axis {s.unit_dims[0]} of '{s.path}' {s.view_shape} has not {group.width} units"
-                )
+            _check_slice(s, get_leaf(params, s.path).shape, group.width, what)
+
+
+def _check_slice(s: Slice, shape: tuple[int, ...], width: int, what: str) -> None:
+    part = shape
+    if s.window is not None:
+        if len(s.window) != len(shape) or any(not 0 <= a < b <= n for (a, b), n in zip(s.window, shape, strict=True)):
+            raise ValueError(f"{what}: window {s.window} is not inside '{s.path}' of shape {shape}")
+        part = tuple(stop - start for start, stop in s.window)
+    if math.prod(s.view_shape) != math.prod(part):
+        raise ValueError(f"{what}: view {s.view_shape} of '{s.name}' does not fit its shape {part}")
+    dims = (*s.unit_dims, *s.copy_dims)
+    if len(set(dims)) < len(dims) or not all(0 <= d < len(s.view_shape) for d in dims):
+        raise ValueError(f"{what}: '{s.name}' {s.view_shape} has no distinct axes {dims} for units and copies")
+    if s.width != width:
+        axes = f"axis {s.unit_dims[0]}" if len(s.unit_dims) == 1 else f"axes {s.unit_dims}"
+        raise ValueError(f"{what}: {axes} of '{s.name}' {s.view_shape} has not {width} units")

@@ -28,15 +28,15 @@ class ShrinkAndPerturbState(NamedTuple):
         inner: state of the inner optimizer.
         key: 0-d typed key; never changes.
         count: 0-d int32, updates so far; saturates.
-        centre: `[leaves]` float, the value each leaf is shrunk towards (order of `jax.tree.leaves`); empty if always 0.
-        initial_std: `[leaves]` float, spread of each leaf at initialisation; empty where the form does not use it.
+        centre: `[leaves]` float, what each leaf is shrunk towards (order of `jax.tree.leaves`); `None` if always 0.
+        initial_std: `[leaves]` float, spread of each leaf at initialisation; `None` where the form does not use it.
     """
 
     inner: optax.OptState
     key: jax.Array
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    centre: jax.Array
-    initial_std: jax.Array
+    centre: jax.Array | None = None
+    initial_std: jax.Array | None = None
 
 
 def shrink_and_perturb(
@@ -88,8 +88,11 @@ def shrink_and_perturb(
         return _init(inner, key, params)._replace(centre=centre, initial_std=given)
 
     def perturb(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
+        centre: Any = state.centre
+        std: Any = state.initial_std
+
         def leaf(i: int, u: jax.Array, p: jax.Array, n: jax.Array) -> jax.Array:
-            return (u - shrink * (p + u - state.centre[i]) + noise * state.initial_std[i] * n).astype(u.dtype)
+            return (u - shrink * (p + u - centre[i]) + noise * std[i] * n).astype(u.dtype)
 
         leaves, treedef = jax.tree.flatten(updates)
         normal = normal_like(jax.random.fold_in(state.key, now), params)
@@ -201,7 +204,7 @@ def _after_each_step(
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
-    ) -> tuple[optax.Updates, ShrinkAndPerturbState]:
+    ) -> tuple[optax.Updates, Any]:
         if params is None:
             raise ValueError("shrink and perturb changes the weights themselves: call update(updates, state, params)")
         clock = extra.get("clock")
@@ -224,7 +227,7 @@ def _after_each_step(
 def _init(inner: optax.GradientTransformation, key: jax.Array, params: optax.Params) -> ShrinkAndPerturbState:
     # No buffer twice in the state, and a key of its own: the state may be donated, the caller's key must survive that.
     own_key = leaf_key(key, "shrink_and_perturb")
-    return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32), jnp.zeros(0), jnp.zeros(0))
+    return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32))
 
 
 def _due(now: jax.Array, every: Number) -> Any:

@@ -27,10 +27,13 @@ def unit_stats(
         group: the units.
         params: the model's parameters.
         feature: the units' values, their axes at `group.feature_axes`.
-        centre: `[width, copies]`, what the centred magnitude is taken around.
+        centre: `[width, copies]`, the units' running means. The centred magnitude is taken around a unit's mean over
+            its copies, as in layers that are read at all positions with the same weights, and in the published code.
         key: handed on to the measure.
         axis_name: mapped axis over which batch means are averaged.
     """
+    if group.copies > 1:
+        centre = jnp.broadcast_to(jnp.mean(centre, axis=1, keepdims=True), centre.shape)
     return UnitStats(
         incoming_magnitude=_magnitude([s for s in group.incoming if s.role == "kernel"], params, 1),
         outgoing_magnitude=_magnitude([s for s in group.outgoing if s.role == "kernel"], params, group.copies),
@@ -49,12 +52,23 @@ def _like(feature: jax.Array, centre: jax.Array, group: UnitGroup) -> jax.Array:
 
 
 def _magnitude(slices: list[Slice], params: Any, copies: int) -> jax.Array:
-    """Mean |w| of the slices, weighted by their sizes, `[width, copies]`."""
-    total = sum(s.fan for s in slices)
-    return sum(
-        mean_magnitude(get_leaf(params, s.path).reshape(s.view_shape), s.unit_dims, copies) * (s.fan / total)
-        for s in slices
-    )  # pyright: ignore[reportReturnType]
+    """Mean |w| of the slices, weighted by their sizes, `[width, copies]`.
+
+    A slice that has other copies than these is averaged over its own.
+    """
+    total = sum(_size(s, copies) for s in slices)
+    return sum(_slice_magnitude(s, params, copies) * (_size(s, copies) / total) for s in slices)  # pyright: ignore[reportReturnType]
+
+
+def _slice_magnitude(s: Slice, params: Any, copies: int) -> jax.Array:
+    weights = s.view(get_leaf(params, s.path))
+    if s.copies == copies:
+        return mean_magnitude(weights, (*s.unit_dims, *s.copy_dims), copies)
+    return mean_magnitude(weights, s.unit_dims, 1)
+
+
+def _size(s: Slice, copies: int) -> int:
+    return s.fan if s.copies == copies else s.fan * s.copies
 
 
 def unit_means(values: jax.Array, unit_axes: tuple[int, ...], copies: int) -> jax.Array:

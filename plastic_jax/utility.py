@@ -7,13 +7,16 @@ sums; the ranking within a layer is the same).
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class UnitStats(NamedTuple):
     """What a measure may look at; arrays are `[width, copies]`.
+
+    The last three are there for a `Utility` that says that it `needs` them, else `None`.
 
     Attributes:
         incoming_magnitude: mean |w| of the incoming kernels, `[width, 1]`.
@@ -21,6 +24,11 @@ class UnitStats(NamedTuple):
         mean_absolute: batch mean of |h|.
         mean_absolute_centred: batch mean of |h - f|, `f` the running mean of h corrected for age.
         key: a typed key, fresh for every step and group.
+        lifetime_absolute: sum of (1 - eta) E|h| over all steps, without decay and not reset at replacement.
+        outgoing_gradient: sum of w g over the outgoing kernels, `g` the gradients handed to `update` and `w` the
+            weights that they were taken at, `[width, 1]`; see `plastic_jax.propagation.outgoing_gradient`.
+        worth: what the unit's readers are worth, by its share in them, `[width, 1]`; see
+            `plastic_jax.propagation.recursive_worth`.
     """
 
     incoming_magnitude: jax.Array
@@ -28,6 +36,12 @@ class UnitStats(NamedTuple):
     mean_absolute: jax.Array
     mean_absolute_centred: jax.Array
     key: jax.Array
+    lifetime_absolute: Any = None
+    outgoing_gradient: Any = None
+    worth: Any = None
+
+
+OPTIONAL_STATS = ("lifetime_absolute", "outgoing_gradient", "worth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +51,20 @@ class Utility:
     Attributes:
         measure: `UnitStats -> [width, copies]`.
         averaged: whether units are ranked by the running average; if not, by the measure at the step of choosing.
+        needs: which of the optional statistics the measure looks at: "lifetime_absolute", "outgoing_gradient", "worth".
+
+    Raises:
+        ValueError: `needs` names another statistic.
     """
 
     measure: Callable[[UnitStats], jax.Array]
     averaged: bool = True
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.needs:
+            if name not in OPTIONAL_STATS:
+                raise ValueError(f"Utility: needs names '{name}'; allowed: {', '.join(OPTIONAL_STATS)}")
 
     def __call__(self, stats: UnitStats) -> jax.Array:
         return self.measure(stats)
@@ -86,18 +110,51 @@ def random(stats: UnitStats) -> jax.Array:
     return jax.random.uniform(stats.key, stats.mean_absolute.shape, stats.mean_absolute.dtype)
 
 
+def lifetime_contribution(stats: UnitStats) -> jax.Array:
+    """`|w_out| s`, s the sum of (1 - eta) E|h| over all steps: the published residual networks' contribution.
+
+    The published code means a running average but leaves out its decay, and a new unit inherits its forerunner's sum.
+    """
+    return stats.outgoing_magnitude * stats.lifetime_absolute
+
+
+def first_order(stats: UnitStats) -> jax.Array:
+    """`|sum_j w_ij g_ij|`, which is `|E[h_i dL/dh_i]|`: how much the loss changes, to first order, without the unit
+
+    The sum is over the outgoing kernels. As readers see the product `h_i w_ij` only, a derivative with respect to the
+    activation is not needed. It is exact where all readers of the unit are among its outgoing kernels. Source:
+    Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", ICLR 2017, equation 8.
+    """
+    return jnp.abs(stats.outgoing_gradient)
+
+
+def recursive(stats: UnitStats) -> jax.Array:
+    """`R_i = sum_j R_j a_i |w_ij| / sum_k a_k |w_kj|`, `a = E|h - f|`: a unit is worth what its readers are worth
+
+    Outputs are worth 1 each, and every reader's worth is shared out among what it reads. In distinction to the
+    measures above a unit that feeds only useless units is useless, however large its weights.
+    """
+    return stats.worth
+
+
+def recursive_adaptable(stats: UnitStats) -> jax.Array:
+    """`R_i / |w_in|`: `recursive`, in favour of units that learn fast"""
+    return stats.worth / stats.incoming_magnitude
+
+
 UTILITIES: dict[str, Utility] = {
-    measure.__name__: Utility(measure, averaged=measure is not random)
-    for measure in (
-        weight,
-        contribution,
-        adaptation,
-        zero_contribution,
-        adaptable_contribution,
-        feature_by_input,
-        most_useful_first,
-        random,
-    )
+    "weight": Utility(weight),
+    "contribution": Utility(contribution),
+    "adaptation": Utility(adaptation),
+    "zero_contribution": Utility(zero_contribution),
+    "adaptable_contribution": Utility(adaptable_contribution),
+    "feature_by_input": Utility(feature_by_input),
+    "first_order": Utility(first_order, needs=("outgoing_gradient",)),
+    "recursive": Utility(recursive, needs=("worth",)),
+    "recursive_adaptable": Utility(recursive_adaptable, needs=("worth",)),
+    "lifetime_contribution": Utility(lifetime_contribution, averaged=False, needs=("lifetime_absolute",)),
+    "most_useful_first": Utility(most_useful_first),
+    "random": Utility(random, averaged=False),
 }
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +32,11 @@ def test_the_library_block_takes_one_step_of_at_most_eight_lines():
         output, features = output_and_features
         return jnp.mean(output**2), features
 
-    names = {"plastic_jax": plastic_jax, "jax": jax, "optax": optax, "x": x, "loss": loss}
+    names = {"plastic_jax": plastic_jax, "jax": jax, "nn": nn, "optax": optax, "x": x, "loss": loss}
     exec(code, names)
-    before = plastic_jax.MLP(widths=(64, 64), outputs=10).init(jax.random.key(0), x)["params"]
+    before = names["model"].init(jax.random.key(0), x)
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(names["params"]), strict=True))
-    assert set(names["features"]) == {"Dense_0", "Dense_1"}
+    assert set(names["features"]) == {"params/layers_0", "params/layers_2"}
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Which slices of which parameters enter and leave every hidden unit."""
 
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
-from plastic_jax.units.mlp import mlp_units
+from plastic_jax.units.trace import trace_units
 
-__all__ = ["Slice", "UnitGraph", "UnitGroup", "mlp_units"]
+__all__ = ["Slice", "UnitGraph", "UnitGroup", "trace_units"]

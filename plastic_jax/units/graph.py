@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+
+from plastic_jax.paths import get_leaf, set_leaves
 
 Role = Literal["kernel", "bias", "scale", "shift", "mean", "var"]
 
@@ -15,14 +18,18 @@ Role = Literal["kernel", "bias", "scale", "shift", "mean", "var"]
 class Slice:
     """The part of one parameter that belongs to each unit of a group.
 
-    With `view = leaf.reshape(view_shape)`, unit `i` owns `view` at index `i` of axis `unit_dims[0]`; further
-    `unit_dims` index the copies of the unit (the positions of a flattened channel).
+    With `view = leaf[window].reshape(view_shape)`, unit `i` owns `view` at index `i` of axis `unit_dims[0]`, for each
+    of its copies at another index of `copy_dims`. All other axes are the unit's own fan. Of several `unit_dims` or
+    `copy_dims` the last runs fastest: with unit axes of sizes 3 and 4, unit 5 is at index (1, 1).
 
     Attributes:
         path: the parameter's name, as `plastic_jax.paths.path_name` writes it: `"Dense_0/kernel"`.
         view_shape: the shape in which the units lie on axes of their own.
-        unit_dims: the axes of the view that index the unit and its copies.
+        unit_dims: the axes of the view that number the units; mostly one.
         role: what the parameter is; decides what a fresh unit gets (kernel: a draw, scale and var: 1, else 0).
+        copy_dims: the axes of the view that number the copies of a unit: the positions of a flattened channel in the
+            kernel that reads it, the gates of a recurrent cell in the kernel that makes it.
+        window: per axis of the leaf `(start, stop)`, the part of the leaf that is viewed; `None`: all of it.
         bias: for an outgoing kernel, the name of the bias added to what it feeds; `None` where there is none.
     """
 
@@ -30,12 +37,90 @@ class Slice:
     view_shape: tuple[int, ...]
     unit_dims: tuple[int, ...]
     role: Role
+    copy_dims: tuple[int, ...] = ()
+    window: tuple[tuple[int, int], ...] | None = None
     bias: str | None = None
 
     @property
+    def name(self) -> str:
+        """The path, with the window where there is one: `"Dense_0/kernel[0:8,4:8]"`."""
+        if self.window is None:
+            return self.path
+        return f"{self.path}[{','.join(f'{start}:{stop}' for start, stop in self.window)}]"
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return math.prod(self.view_shape[d] for d in self.unit_dims)
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of each unit."""
+        return math.prod(self.view_shape[d] for d in self.copy_dims)
+
+    @property
     def fan(self) -> int:
-        """Number of entries of the view that belong to one unit (one copy of it)."""
-        return math.prod(self.view_shape) // math.prod(self.view_shape[d] for d in self.unit_dims)
+        """Number of entries that belong to one copy of one unit."""
+        return math.prod(self.view_shape) // (self.width * self.copies)
+
+    @property
+    def fan_dims(self) -> tuple[int, ...]:
+        """The axes of the view that are a unit's own."""
+        return tuple(d for d in range(len(self.view_shape)) if d not in (*self.unit_dims, *self.copy_dims))
+
+    def view(self, leaf: jax.Array) -> jax.Array:
+        """The part of the leaf, in `view_shape`."""
+        if self.window is not None:
+            leaf = leaf[tuple(slice(start, stop) for start, stop in self.window)]
+        return leaf.reshape(self.view_shape)
+
+    def spread(self, values: jax.Array, shape: tuple[int, ...], dims: Sequence[int] | None = None) -> jax.Array:
+        """Values of units at the entries of the leaf that belong to them: an array that broadcasts to the leaf.
+
+        Args:
+            values: `[width]`, `[width, copies]`, or, with `dims`, one value per index of these axes of the view.
+            shape: the leaf's shape.
+            dims: the axes of the view that `values` runs over, the last fastest.
+
+        Returns:
+            An array that has an axis of size 1 wherever the values are the same along a leaf's axis; 0 (false)
+            outside the window. So a choice between two leaves on it is elementwise, and no leaf is reshaped.
+        """
+        if dims is None:
+            dims = self.unit_dims if values.ndim == 1 else (*self.unit_dims, *self.copy_dims)
+        order = sorted(range(len(dims)), key=lambda i: dims[i])
+        values = values.reshape([self.view_shape[d] for d in dims]).transpose(order)
+        values = values.reshape([n if d in dims else 1 for d, n in enumerate(self.view_shape)])
+        part = shape if self.window is None else tuple(stop - start for start, stop in self.window)
+        full, folded = list(values.shape), list(part)
+        for ours, theirs in _blocks(self.view_shape, part):
+            if all(n == 1 for n in values.shape[ours]):
+                folded[theirs] = [1] * len(part[theirs])
+            else:
+                full[ours] = self.view_shape[ours]
+        values = jnp.broadcast_to(values, full).reshape(folded)
+        return values if self.window is None else _padded(values, self.window, shape)
+
+
+def _blocks(shape: tuple[int, ...], other: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Smallest runs of axes that a reshape from one shape to the other keeps together."""
+    i = j = 0
+    while i < len(shape) or j < len(other):
+        start = i, j
+        i, j = min(i + 1, len(shape)), min(j + 1, len(other))
+        while (size := math.prod(shape[start[0] : i])) != (size_of_other := math.prod(other[start[1] : j])):
+            i, j = (i + 1, j) if size < size_of_other else (i, j + 1)
+            if i > len(shape) or j > len(other):
+                raise ValueError(f"UnitGraph: a view of shape {shape} does not fit a parameter of shape {other}")
+        yield slice(start[0], i), slice(start[1], j)
+
+
+def _padded(values: jax.Array, window: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> jax.Array:
+    """`values`, which broadcasts to the window, as an array that broadcasts to `shape`, 0 outside the window."""
+    cut = [(start, stop) != (0, n) for (start, stop), n in zip(window, shape, strict=True)]
+    sizes = [b - a if c else n for (a, b), c, n in zip(window, cut, values.shape, strict=True)]
+    edges = [(a, n - b) if c else (0, 0) for (a, b), c, n in zip(window, cut, shape, strict=True)]
+    return jnp.pad(jnp.broadcast_to(values, sizes), edges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +133,11 @@ class UnitGroup:
         copies: positions at which the next layer reads each unit with weights of its own (1 for a dense layer).
         incoming: what makes the unit's value.
         outgoing: what reads the unit's value.
-        variables: the unit's running statistics (batch normalisation).
+        variables: the unit's running statistics, slices of the pytree of variables (batch normalisation).
         feature_axes: the axes of the feature array that index the unit and its copies; all others are averaged.
         activation: name of the nonlinearity, which sets the gain of a redraw.
         function_preserving: whether a unit whose outgoing weights are zero has no influence on the output.
+        note: where it has, why: `"identity skip into Conv_2"`.
     """
 
     name: str
@@ -63,6 +149,7 @@ class UnitGroup:
     feature_axes: tuple[int, ...] = (-1,)
     activation: str = "relu"
     function_preserving: bool = True
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +159,52 @@ class UnitGraph:
     Attributes:
         groups: one entry per hidden layer.
         forward: `forward(params, *inputs) -> (output, features)`, features by group name.
+        left_out: layers whose units cannot be replaced one by one; `note` says why.
     """
 
     groups: tuple[UnitGroup, ...]
     forward: Callable[..., tuple[Any, dict[str, jax.Array]]]
+    left_out: tuple[UnitGroup, ...] = ()
 
     def apply(self, params: Any, *inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
         """The model's output and the value of every group's units, from one evaluation."""
         return self.forward(params, *inputs)
+
+    def reset_variables(self, replaced: Mapping[str, jax.Array], variables: Any) -> Any:
+        """The variables with fresh running statistics for the units that were replaced: mean 0, variance 1.
+
+        Call it after the optimizer's update, with the statistics that the step's forward pass has left. In the state
+        of `continual_backprop` a unit was replaced at this step if its age is 0:
+        `variables = units.reset_variables({n: age == 0 for n, age in state.age.items()}, variables)`.
+
+        Args:
+            replaced: bool `[width]` by group name; groups that are not named keep their statistics.
+            variables: the pytree that the groups' `variables` name leaves of.
+
+        Raises:
+            ValueError: no group has that name.
+        """
+        edited: dict[str, jax.Array] = {}
+        for name, mask in replaced.items():
+            for s in self.group(name).variables:
+                leaf = edited[s.path] if s.path in edited else get_leaf(variables, s.path)
+                fresh = jnp.asarray(1 if s.role == "var" else 0, leaf.dtype)
+                edited[s.path] = jnp.where(s.spread(mask, leaf.shape), fresh, leaf)
+        return set_leaves(variables, edited)
+
+    def group(self, name: str) -> UnitGroup:
+        """The group of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        names = [group.name for group in self.groups]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ValueError(f"UnitGraph: no group '{name}'{hint}; groups: {', '.join(names)}")
 
     def replace(self, name: str, **fields: Any) -> "UnitGraph":
         """The graph with fields of group `name` set by hand.
@@ -87,11 +212,7 @@ class UnitGraph:
         Raises:
             ValueError: no group has that name, or a group has no such field.
         """
-        names = [group.name for group in self.groups]
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise ValueError(f"UnitGraph.replace: no group '{name}'{hint}; groups: {', '.join(names)}")
+        self.group(name)
         known = {field.name for field in dataclasses.fields(UnitGroup)}
         for field in fields:
             if field not in known:
@@ -99,20 +220,47 @@ class UnitGraph:
         groups = tuple(dataclasses.replace(g, **fields) if g.name == name else g for g in self.groups)
         return dataclasses.replace(self, groups=groups)
 
-    def __str__(self) -> str:
-        head = ("group", "width", "copies", "incoming", "outgoing", "function preserving")
-        rows = [
-            (
-                g.name,
-                str(g.width),
-                str(g.copies),
-                ", ".join(s.path for s in g.incoming),
-                ", ".join(s.path for s in g.outgoing),
-                "yes" if g.function_preserving else "no",
-            )
-            for g in self.groups
+    def summary(self) -> list[dict[str, Any]]:
+        """The graph as data: one dictionary per layer, those left out at the end with `replaceable` false."""
+        return [
+            {
+                "name": g.name,
+                "width": g.width,
+                "copies": g.copies,
+                "activation": g.activation,
+                "incoming": [s.name for s in g.incoming],
+                "outgoing": [s.name for s in g.outgoing],
+                "variables": [s.name for s in g.variables],
+                "replaceable": g in self.groups,
+                "function_preserving": g.function_preserving,
+                "note": g.note,
+            }
+            for g in (*self.groups, *self.left_out)
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-        )
+
+    def __str__(self) -> str:
+        """A table by layer; `replaceable` says whether that leaves the function as it is, and if not, why."""
+        rows = [("layer", "units", "incoming", "outgoing", "replaceable")]
+        for row in self.summary():
+            effect = "yes" if row["function_preserving"] else f"changes the output: {row['note']}"
+            rows.append(
+                (
+                    row["name"],
+                    str(row["width"]),
+                    _folded(row["incoming"]),
+                    _folded(row["outgoing"]),
+                    effect if row["replaceable"] else f"no: {row['note']}",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _folded(names: Sequence[str]) -> str:
+    """Names with those of one module together: `Conv_0/{kernel,bias}`."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        module, _, leaf = name.rpartition("/")
+        modules.setdefault(module, []).append(leaf)
+    folded = [(m, leaves[0] if len(leaves) == 1 else f"{{{','.join(leaves)}}}") for m, leaves in modules.items()]
+    return " ".join(f"{module}/{leaves}" if module else leaves for module, leaves in folded)

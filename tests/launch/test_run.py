@@ -254,7 +254,7 @@ def test_an_own_task_method_and_network_run_in_workers_in_padded_batches_as_in_o
         ({"methods": "{}:signs(step_size=2)"}, "signs.step_size: 2 is not a number from 0 to 1"),
         ({"network": "{}:Wide"}, "--network: Wide gives (1, 4), the task needs (1, 1)"),
         ({"network": "{}:number"}, "--network:"),
-        ({"network": "{}:Tiny", "methods": "continual_backprop"}, "continual_backprop needs the units"),
+        ({"network": "{}:Tiny", "methods": "continual_backprop"}, "replaces hidden units; Tiny has none"),
     ],
 )
 def test_own_things_that_do_not_fit_are_refused(own, tmp_path, fields, words):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
-from plastic_jax import MLP, Law, Utility, mlp_units
+from plastic_jax import MLP, UTILITIES, Law, Utility, trace_units
 from plastic_jax import continual_backprop as typed_continual_backprop
 from plastic_jax.adam import adam
 
@@ -16,7 +17,13 @@ KEY = jax.random.key(3)
 NETWORK = MLP(widths=(4, 3), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 6))
 PARAMS: Any = jax.tree.map(lambda p: p + 0.1, NETWORK.init(jax.random.key(1), X)["params"])
-UNITS = mlp_units(NETWORK, PARAMS)
+
+
+def units_of(network, params, x):
+    return trace_units(lambda params, x: network.apply({"params": params}, x), params, x)
+
+
+UNITS = units_of(NETWORK, PARAMS, X)
 FEATURES: Any = UNITS.apply(PARAMS, X)[1]
 ZEROS: Any = jax.tree.map(jnp.zeros_like, PARAMS)
 NAMES = ("Dense_0", "Dense_1")
@@ -127,7 +134,7 @@ def test_seldom_measurement_and_rare_replacement_stay_branches_under_vmap():
 
     jaxpr = jax.make_jaxpr(jax.vmap(update, (0, None)))(states, jnp.int32(0))
     outside = [equation.primitive.name for equation in jaxpr.eqns]
-    assert outside.count("cond") == len(NAMES) + 1
+    assert outside.count("cond") == 2
     assert not {"random_bits", "argmin", "sort"} & set(outside)
 
 
@@ -198,11 +205,63 @@ def test_count_may_be_a_function_and_is_bounded():
     assert run(make(replacement_rate=0.2, count=rule), 3).replaced["Dense_0"].tolist() == [0, 0, 0]
 
 
+def test_over_100000_steps_as_many_go_as_the_rate_says_and_none_too_young():
+    rates, threshold, steps = jnp.array([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]), 20, 100_000
+    features = {n: h[:1] for n, h in FEATURES.items()}
+
+    def step(carry, _):
+        state, eligible, youngest, rate = carry
+        tx = make(optax.identity(), replacement_rate=rate, maturity_threshold=threshold, utility="random")
+        _, after = tx.update(ZEROS, state, PARAMS, features=features)
+        age = {n: a + 1 for n, a in state.age.items()}
+        eligible = {n: eligible[n] + jnp.sum(a > threshold) for n, a in age.items()}
+        gone = {n: jnp.where(after.age[n] == 0, a, steps).min() for n, a in age.items()}
+        return (after, eligible, jax.tree.map(jnp.minimum, youngest, gone), rate), None
+
+    @jax.jit
+    @jax.vmap
+    def run_at(rate):
+        none = dict.fromkeys(NAMES, jnp.int32(0))
+        carry = (make().init(PARAMS), none, dict.fromkeys(NAMES, jnp.int32(steps)), rate)
+        (state, eligible, youngest, _), _ = jax.lax.scan(step, carry, length=steps)
+        return state.replaced, eligible, youngest
+
+    replaced, eligible, youngest = jax.tree.map(np.asarray, run_at(rates))
+    for name, width in zip(NAMES, (4, 3), strict=True):
+        expected = np.asarray(rates, float) * eligible[name]
+        assert (np.abs(replaced[name] - np.floor(expected)) <= 1).all(), (replaced[name], expected)
+        assert replaced[name][-1] > 5000
+        np.testing.assert_allclose(eligible[name][:3], width * (steps - threshold), rtol=0.05)
+        assert (youngest[name][2:] > threshold).all()
+        assert youngest[name][-1] < threshold + 5
+
+
+def test_a_new_unit_contributes_exactly_nothing():
+    """However its incoming weights are changed, no bit of the output is."""
+    tx = make(initializer="kaiming_uniform")
+    after, _ = one_step(tx, owing(tx, (0.0, 1.0), lowest=(0, 1)), gradient=jax.tree.map(jnp.cos, PARAMS))
+    other = jax.tree.map(jnp.array, after)
+    other["Dense_1"]["kernel"] = other["Dense_1"]["kernel"].at[:, 1].multiply(-1e6)
+    assert (UNITS.apply(after, X)[1]["Dense_1"][:, 1] != UNITS.apply(other, X)[1]["Dense_1"][:, 1]).any()
+    np.testing.assert_array_equal(UNITS.apply(after, X)[0], UNITS.apply(other, X)[0])
+
+
 def test_number_of_replacements_saturates():
     tx = make(replacement_rate=1.0)
     most = {n: jnp.int32(2**31 - 1) for n in NAMES}
     _, state = one_step(tx, tx.init(PARAMS)._replace(replaced=most))
     assert state.replaced == most
+
+
+def test_all_units_count_once_one_is_eligible():
+    """Of 4 and 3 units one is old enough from the start, the others from the fourth step on."""
+    old = {"Dense_0": jnp.array([0, 9, 0, 0]), "Dense_1": jnp.array([0, 0, 9])}
+    for count_units, expected in (("eligible", [0.1, 0.2, 0.3, 0.7]), ("all", [0.4, 0.8, 0.2, 0.6])):
+        tx = make(replacement_rate=0.1, maturity_threshold=3, count_units=count_units)
+        states = run(tx, 4, state=owing(tx, (0.0, 0.0), (1, 2), age=old))
+        np.testing.assert_allclose(states.accumulator["Dense_0"][:, 0], expected, atol=1e-6)
+    none_yet = run(make(replacement_rate=0.1, maturity_threshold=3, count_units="all"), 4)
+    np.testing.assert_allclose(none_yet.accumulator["Dense_0"][:, 0], [0, 0, 0, 0.4], atol=1e-6)
 
 
 # -- which units go
@@ -217,8 +276,8 @@ def test_of_equal_units_the_lowest_index_goes_first(bound, expected):
 
 def test_ranking_is_corrected_for_age():
     # Unit 1 is young: its average of 0.4 stands for 0.8 at age 1, more than 0.7 at a great age.
-    units = mlp_units(MLP(widths=(4,), outputs=3), {name: PARAMS[name] for name in NAMES})
     params = {name: PARAMS[name] for name in NAMES}
+    units = units_of(MLP(widths=(4,), outputs=3), params, X)
     tx = make(
         units=units,
         replacement_rate=0.25,
@@ -277,6 +336,68 @@ def test_measure_at_the_step_of_choosing_sees_the_corrected_mean():
     jax.effects_barrier()
     assert seen
     assert all(np.abs(values).max() < 1e-6 for values in seen)
+
+
+def test_a_measure_that_is_not_averaged_ranks_by_this_step_alone():
+    params = jax.tree.map(jnp.array, PARAMS)
+    params["Dense_1"]["kernel"] = jnp.array([3.0, 1.0, 2.0, 4.0])[:, None] * jnp.ones((4, 3))
+    for measure, unit in ((Utility(UTILITIES["weight"].measure, averaged=False), 1), ("weight", 2)):
+        tx = make(utility=measure)
+        _, state = one_step(tx, owing(tx, (1.0, 0.0), lowest=(2, 0)), params)
+        assert np.flatnonzero(state.age["Dense_0"] == 0).tolist() == [unit]
+
+
+def test_lifetime_activity_neither_decays_nor_is_reset():
+    tx = make(utility="lifetime_contribution", decay_rate=0.9)
+    states = run(tx, 3, state=owing(tx, (1.0, 0.0)))
+    assert states.replaced["Dense_0"].tolist() == [1, 1, 1]
+    for name, h in FEATURES.items():
+        grown = 0.1 * np.outer([1, 2, 3], np.abs(h).mean(0))
+        np.testing.assert_allclose(states.lifetime_absolute[name][..., 0], grown, rtol=1e-5)
+    seldom = make(utility="lifetime_contribution", decay_rate=0.9, utility_every=2)
+    at_four = run(seldom, 4).lifetime_absolute["Dense_1"][-1, :, 0]
+    np.testing.assert_allclose(at_four, 0.4 * np.abs(FEATURES["Dense_1"]).mean(0), rtol=1e-5)
+    assert make().init(PARAMS).lifetime_absolute == {}
+
+
+def test_lifetime_contribution_is_that_sum_times_the_outgoing_weights_of_the_step():
+    params = jax.tree.map(jnp.array, PARAMS)
+    params["Dense_1"]["kernel"] = jnp.array([3.0, 1.0, 2.0, 1.0])[:, None] * jnp.ones((4, 3))
+    tx = make(utility="lifetime_contribution")
+    lifetime = {"Dense_0": jnp.array([[1.0], [4.0], [1.0], [3.5]]), "Dense_1": jnp.ones((3, 1))}
+    silent = {n: jnp.zeros_like(h) for n, h in FEATURES.items()}
+    _, state = one_step(tx, owing(tx, (1.0, 0.0), lifetime_absolute=lifetime), params, features=silent)
+    assert np.flatnonzero(state.age["Dense_0"] == 0).tolist() == [2]  # 3, 4, 2, 3.5
+
+
+def test_first_order_utility_is_the_activation_times_its_gradient():
+    """From the gradients handed in, before inner changes them, and the weights before its step."""
+    y = jnp.ones((5, 2))
+
+    def loss(params, added):
+        h0 = jax.nn.relu(X @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]) + added["Dense_0"]
+        h1 = jax.nn.relu(h0 @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]) + added["Dense_1"]
+        return jnp.mean((h1 @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"] - y) ** 2)
+
+    gradient, slope = jax.grad(loss, (0, 1))(PARAMS, {n: jnp.zeros_like(h) for n, h in FEATURES.items()})
+    tx = make(optax.chain(optax.clip(1e-3), optax.sgd(10.0)), utility="first_order")
+    _, state = one_step(tx, tx.init(PARAMS), gradient=gradient)
+    for name, h in FEATURES.items():
+        expected = np.abs(np.sum(h * slope[name], 0))
+        np.testing.assert_allclose(state.utility[name], 0.5 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_recursive_utility_sees_that_the_reader_is_useless():
+    """Unit 2 has the largest weights, but they enter units whose own outgoing weights are 0."""
+    params = jax.tree.map(jnp.ones_like, PARAMS)
+    params["Dense_1"]["kernel"] = jnp.ones((4, 3)).at[2].set(jnp.array([100.0, 100.0, 0.0]))
+    params["Dense_2"]["kernel"] = jnp.zeros((3, 2)).at[2].set(1.0)
+    spread = {n: jnp.broadcast_to(jnp.array([[-1.0], [1.0]]), (2, h.shape[1])) for n, h in FEATURES.items()}
+    for utility in ("recursive", "recursive_adaptable"):
+        tx = make(utility=utility, replacement_rate=0.25)
+        _, state = one_step(tx, tx.init(params), params, features=spread)
+        np.testing.assert_allclose(state.utility["Dense_0"], [1 / 3, 1 / 3, 0, 1 / 3], rtol=1e-5, atol=1e-7)
+        assert np.flatnonzero(state.age["Dense_0"] == 0).tolist() == [2]
 
 
 # -- what happens to them
@@ -346,9 +467,11 @@ def test_transfer_does_not_reach_a_unit_that_is_itself_replaced():
 INNER: Any = {
     "sgd with momentum": optax.sgd(0.1, momentum=0.9),
     "optax.adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1),
     "adam": adam(0.1),
     "rmsprop": optax.rmsprop(0.1, initial_scale=1.0, momentum=0.9),
     "lion": optax.lion(0.1),
+    "muon": optax.contrib.muon(0.1),
 }
 
 
@@ -358,7 +481,8 @@ def test_inner_statistics_of_a_replaced_unit_are_those_of_a_fresh_one(name):
     tx, kept = make(inner), make(inner, reset_state=False)
 
     gradient = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), PARAMS)
-    learned = jax.tree.map(lambda leaf: leaf + jnp.asarray(3, leaf.dtype), inner.init(PARAMS))
+    count = lambda leaf: leaf + 3 if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf  # noqa: E731
+    learned = optax.tree.map_params(inner, lambda leaf: leaf + 3, inner.init(PARAMS), transform_non_params=count)
 
     @jax.jit
     def learn(state):
@@ -369,7 +493,10 @@ def test_inner_statistics_of_a_replaced_unit_are_those_of_a_fresh_one(name):
     (ours, untouched), alone = learn(owing(tx, (1.0, 0.0), lowest=(2, 0), inner=learned))
     mask: Any = jax.tree.map(lambda p: np.zeros(p.shape, bool), PARAMS)
     mask["Dense_0"]["kernel"][:, 2] = mask["Dense_0"]["bias"][2] = mask["Dense_1"]["kernel"][2, :] = True
-    gone = optax.tree.map_params(inner, lambda _, m: m, alone, mask, transform_non_params=lambda _: False)
+    gap = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731  Muon keeps no momentum of a bias
+    gone = optax.tree.map_params(
+        inner, lambda old, m: old if gap(old) else m, alone, mask, transform_non_params=lambda _: False, is_leaf=gap
+    )
     expected = jax.tree.map(np.where, gone, inner.init(PARAMS), alone)
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     jax.tree.map(np.testing.assert_array_equal, untouched, alone)
@@ -417,6 +544,7 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"max_replacements": 0}, "max_replacements=0 is not a positive integer"),
         ({"utility_every": 0.5}, "utility_every=0.5 is not a positive integer"),
         ({"count": "poisson"}, "count='poisson'; allowed: accumulate, bernoulli"),
+        ({"count_units": "every"}, "count_units='every'; allowed: eligible, all"),
         ({"utility": "contributions"}, "unknown 'contributions'; allowed: .*contribution"),
         ({"initializer": "kaiming"}, "unknown law 'kaiming'; allowed: kaiming_uniform"),
     ],
@@ -450,7 +578,7 @@ def test_graph_of_another_network_is_refused():
 def test_inner_with_statistics_of_other_shapes_is_refused():
     wide = MLP(widths=(128,), outputs=128)
     params = wide.init(jax.random.key(0), jnp.ones((1, 128)))["params"]
-    units = mlp_units(wide, params)
+    units = units_of(wide, params, jnp.ones((1, 128)))
     tx = make(optax.adafactor(0.1), units)
     features = {"Dense_0": jnp.ones((1, 128))}
     with pytest.raises(ValueError, match="per-unit resets need statistics of the parameter's shape"):

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from flax import serialization
 
-from plastic_jax import MLP, mlp_units
+from plastic_jax import MLP, Utility, trace_units
 from plastic_jax.adam import adam
 from plastic_jax.continual_backprop import STATIC_ARGS, continual_backprop
+from plastic_jax.redo import REDO_STATIC_ARGS, redo
 from plastic_jax.shrink_and_perturb import (
     published_shrink_and_perturb,
     shrink_and_perturb,
@@ -24,8 +27,11 @@ NETWORK = MLP(widths=(4, 3), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 6))
 Y = jax.random.normal(jax.random.key(1), (5, 2))
 PARAMS: Any = NETWORK.init(jax.random.key(2), X)["params"]
-UNITS = mlp_units(NETWORK, PARAMS)
+UNITS = trace_units(lambda params, x: NETWORK.apply({"params": params}, x), PARAMS, X)
 KEY = jax.random.key(3)
+
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def fresh(key):
@@ -34,6 +40,14 @@ def fresh(key):
 
 def inner(h):
     return optax.sgd(h["step_size"], momentum=0.9)
+
+
+def everything(stats):
+    """A measure that looks at all there is."""
+    return stats.worth + jnp.abs(stats.outgoing_gradient) + stats.lifetime_absolute + stats.mean_absolute_centred
+
+
+EVERYTHING = Utility(everything, needs=("worth", "outgoing_gradient", "lifetime_absolute"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +85,46 @@ METHODS = {
                 "key": key,
             },
             STATIC_ARGS,
+        ),
+    ),
+    "continual_backprop_that_looks_at_everything": Method(
+        lambda h, key: continual_backprop(
+            inner(h),
+            UNITS,
+            replacement_rate=h["rate"],
+            maturity_threshold=h["age"],
+            utility=EVERYTHING,
+            count="bernoulli",
+            count_units="all",
+            max_replacements=2,
+            transfer_bias=True,
+            key=key,
+        ),
+        {"rate": 0.5, "age": 1},
+        {"rate": 0.0},
+        (
+            continual_backprop,
+            lambda key: {
+                "inner": optax.sgd(0.1),
+                "units": UNITS,
+                "replacement_rate": 0.3,
+                "maturity_threshold": 1,
+                "utility": "first_order",
+                "key": key,
+            },
+            STATIC_ARGS,
+        ),
+    ),
+    "redo": Method(
+        lambda h, key: redo(
+            inner(h), UNITS, threshold=h["threshold"], period=h["period"], decay_rate=h["decay"], key=key
+        ),
+        {"threshold": 0.9, "period": 2, "decay": 0.5},
+        {"threshold": 0.9, "period": 1000},
+        (
+            redo,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "threshold": 0.9, "period": 1, "key": key},
+            REDO_STATIC_ARGS,
         ),
     ),
     "weight_decay": Method(
@@ -150,6 +204,11 @@ def one_step(tx, params, state, clock, **extra):
     return optax.apply_updates(params, updates), state
 
 
+def quick(function, *arguments, **options) -> Any:
+    """`function(*arguments)`, compiled in a hurry."""
+    return jax.jit(function, **options).lower(*arguments).compile(QUICK)(*arguments)
+
+
 def scanned(method, h, key) -> Any:
     tx = method.build(h, key)
     carry = (PARAMS, tx.init(PARAMS))
@@ -193,7 +252,7 @@ def test_lanes_scan_and_python_loop_agree(method):
     """vmap = loop over lanes with keys and numbers of their own, scan = loop over steps, one compilation for all."""
     lanes = [(numbers(method), KEY), (numbers(method, step_size=0.05), jax.random.key(8))]
     h, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-    mapped = jax.jit(jax.vmap(lambda h, key: scanned(method, h, key)))(h, keys)
+    mapped = quick(jax.vmap(lambda h, key: scanned(method, h, key)), h, keys)
     step = jax.jit(lambda h, key, params, state, clock: one_step(method.build(h, key), params, state, clock))
     for lane, (h, key) in enumerate(lanes):
         h = jax.tree.map(jnp.asarray, h)
@@ -228,25 +287,91 @@ def test_switched_off_it_is_inner_bit_for_bit(method):
     assert_equal(ours(h, gradient), jax.jit(inner(h).update)(gradient, inner(h).init(PARAMS)))
 
 
-def test_works_in_a_chain_and_with_injected_numbers_and_its_state_may_be_given_away(method):
+def test_works_with_injected_numbers_and_its_state_may_be_given_away(method):
     factory, arguments, static = method.inject
-    key = jax.random.key(3)
-    direct = factory(**arguments(key))
+    direct = factory(**arguments(jax.random.key(3)))
     # optax keeps injected arguments in its state as they are: a key of its own, so that it may be given away too.
     injected = optax.inject_hyperparams(factory, static_args=static)(**arguments(jax.random.key(3)))
-    forms = (direct, optax.chain(direct), injected)
+    forms = (direct, injected)
 
     def step(params, states):
         return [one_step(tx, params, state, 3) for tx, state in zip(forms, states, strict=True)]
 
     states = [tx.init(PARAMS) for tx in forms]
-    done = jax.jit(step, donate_argnums=1)(PARAMS, states)
-    (alone, state), (chained, chained_state), (with_injected, injected_state) = done
-    assert_equal(alone, chained)
+    (alone, state), (with_injected, injected_state) = quick(step, PARAMS, states, donate_argnums=1)
     assert_close(alone, with_injected)
-    assert_equal(state, chained_state[0])
     assert_close(state, injected_state.inner_state)
     direct.init(PARAMS)  # what the caller gave is still there
+
+
+def test_works_inside_of_optax_wrappers(method):
+    """Two steps in a chain, behind a mask, gathering two gradients a step, and with a gradient that is not finite."""
+    tx = method.build(numbers(method), KEY)
+    more = PARAMS | {"other": jnp.ones(3)}
+    gather = optax.MultiSteps(tx, 2)
+    forms = {
+        "plain": tx,
+        "chain": optax.chain(optax.identity(), tx),
+        "mask": optax.masked(tx, lambda tree: {name: name != "other" for name in tree}),
+        "gather": optax.GradientTransformationExtraArgs(gather.init, gather.update),
+        "finite": optax.apply_if_finite(tx, 3),
+    }
+    if "init" in method.inject[1](KEY):
+        del forms["mask"]  # it draws a whole network, which has no gaps
+
+    def run(gradient):
+        features = UNITS.apply(PARAMS, X)[1]
+        bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
+        done = {}
+        for name, form in forms.items():
+            params = more if name == "mask" else PARAMS
+            state = form.init(params)
+            for clock in range(2):
+                extra = {"features": features, "boundary": jnp.array(True), "clock": jnp.int32(clock)}
+                grads = gradient | {"other": jnp.full(3, 7.0)} if name == "mask" else gradient
+                if name in ("gather", "finite"):  # a first one that must change nothing yet
+                    first = bad if name == "finite" else jax.tree.map(jnp.zeros_like, gradient)
+                    updates, state = form.update(first, state, params, **extra)
+                    params = optax.apply_updates(params, updates)
+                    grads = jax.tree.map(lambda g: 2 * g, grads) if name == "gather" else grads
+                updates, state = optax.with_extra_args_support(form).update(grads, state, params, **extra)
+                params = optax.apply_updates(params, updates)
+            done[name] = params, state
+        return done
+
+    done = quick(run, jax.tree.map(jnp.cos, PARAMS))
+    params, state = done.pop("plain")
+    inside = {
+        "chain": lambda s: s[1],
+        "mask": lambda s: s.inner_state,
+        "gather": lambda s: s.inner_opt_state,
+        "finite": lambda s: s.inner_state,
+    }
+    for name, (others, other_state) in done.items():
+        if name == "mask":
+            np.testing.assert_array_equal(others.pop("other"), 1 + 2 * 7.0)  # its own gradient, untouched
+        assert_close(others, params)
+        ours = jax.tree.leaves(plain(inside[name](other_state)))
+        assert_close(ours, jax.tree.leaves(plain(state)))
+
+
+def test_state_comes_back_from_disk_as_it_was(method, tmp_path):
+    """With orbax, which knows typed keys, and with flax's serialisation, which wants their data."""
+    tx = method.build(numbers(method), KEY)
+    _, state = quick(lambda params: one_step(tx, params, tx.init(params), 0), PARAMS)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), restored) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert_equal(restored, state)
+    data = serialization.from_bytes(plain(state), serialization.to_bytes(plain(state)))
+    is_key = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key), state)
+    again = jax.tree.map(lambda key, leaf: jax.random.wrap_key_data(leaf) if key else jnp.asarray(leaf), is_key, data)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert_equal(again, state)
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

@@ -1,5 +1,6 @@
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from plastic_jax import MLP
 from plastic_jax.initializers import gain
-from plastic_jax.networks import ACTIVATIONS
+from plastic_jax.networks import ACTIVATIONS, BatchNorm, ConvNet, ResNet
+from plastic_jax.paths import get_leaf, set_leaves
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -36,10 +38,101 @@ def test_no_hidden_layer_is_the_linear_map_of_the_flattened_input():
     )
 
 
-def test_hidden_values_are_sown_only_on_request():
-    network = MLP(widths=(4,), outputs=2)
-    x = jnp.ones((3, 5))
-    variables = network.init(jax.random.key(1), x)
-    _, sown = network.apply({"params": variables["params"]}, x, mutable=["features"])
-    assert sown["features"]["hidden_0"][0].shape == (3, 4)
-    assert network.apply({"params": variables["params"]}, x).shape == (3, 2)
+def shapes(network, **options):
+    variables = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, 32, 32, 3)), **options), jax.random.key(0))
+    return variables, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def test_published_networks_have_the_published_numbers_of_parameters_and_units(conv_units, resnet_units):
+    variables, parameters = shapes(ConvNet())
+    assert parameters == 177_218
+    units = conv_units(ConvNet(), variables["params"])
+    assert [(g.width, g.copies) for g in units.groups] == [(32, 1), (64, 1), (128, 4), (128, 1), (128, 1)]
+    for train in (False, True):
+        variables, parameters = shapes(ResNet(), train=train)
+        assert parameters == 11_224_932
+    units = resnet_units(ResNet(), variables["params"])
+    assert [g.width for g in units.groups] == [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
+    assert sum(g.width for g in units.groups) == 3904
+
+
+def test_units_of_published_networks_read_maps_of_the_published_sizes(conv_units, resnet_units):
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables, _ = shapes(ConvNet())
+    logits, features = jax.eval_shape(conv_units(ConvNet(), variables["params"]).apply, variables["params"], x)
+    assert logits.shape == (2, 2)
+    assert [f.shape[1:] for f in features.values()] == [(14, 14, 32), (6, 6, 64), (2, 2, 128), (128,), (128,)]
+    variables, _ = shapes(ResNet())
+    params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
+    units = resnet_units(ResNet(), params)
+    (logits, _), features = jax.eval_shape(units.apply, params, statistics, x)
+    assert logits.shape == (2, 100)
+    maps = [(32, 64)] * 5 + [(16, 128)] * 4 + [(8, 256)] * 4 + [(4, 512)] * 3
+    assert [features[g.name].shape[1:] for g in units.groups] == [
+        *((side, side, width) for side, width in maps),
+        (512,),
+    ]
+
+
+def test_convolutional_network_starts_from_the_published_law_biases_too():
+    network = ConvNet(outputs=50, channels=(40,), kernel_sizes=(3,), widths=(60,))
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 6, 6, 30)))["params"]
+    for layer, fan_in in (("Conv_0", 270), ("Dense_0", 160), ("Dense_1", 60)):
+        bound = math.sqrt(1 / fan_in)
+        for leaf in ("kernel", "bias"):
+            values = np.asarray(params[layer][leaf])
+            assert 0.9 * bound < np.abs(values).max() <= bound * 1.0001
+        np.testing.assert_allclose(params[layer]["kernel"].std(), bound / math.sqrt(3), rtol=0.03)
+
+
+def test_residual_network_starts_from_the_published_law():
+    network = ResNet(outputs=30, widths=(20, 24), blocks=(1, 1))
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 20)))
+    params = variables["params"]
+    kernels = {
+        "Conv_0": math.sqrt(2 / 180),
+        "BasicBlock_0/Conv_0": math.sqrt(2 / 180),
+        "BasicBlock_1/Conv_0": math.sqrt(2 / 180),
+        "BasicBlock_1/shortcut": math.sqrt(2 / 20),
+        "Dense_0": math.sqrt(1 / 24),
+    }
+    for layer, deviation in kernels.items():
+        np.testing.assert_allclose(get_leaf(params, f"{layer}/kernel").std(), deviation, rtol=0.1)
+        assert not get_leaf(params, f"{layer}/bias").any()
+    assert "shortcut" not in params["BasicBlock_0"]
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_batch_norm_is_flax_s_but_for_its_running_variance(unbiased):
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
+    ours, flax = BatchNorm(unbiased=unbiased), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
+    variables = ours.init(jax.random.key(0), x, True)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, flax.init(jax.random.key(0), x, False))
+    assert not variables["batch_stats"]["mean"].any()
+    params = {"scale": jnp.arange(1.0, 5.0), "bias": jnp.arange(4.0)}
+    full = {**variables, "params": params}
+    y, after = ours.apply(full, x, True, mutable=["batch_stats"])
+    expected, expected_after = flax.apply(full, x, False, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    after, expected_after = after["batch_stats"], expected_after["batch_stats"]
+    np.testing.assert_allclose(after["mean"], expected_after["mean"], rtol=1e-5)
+    batch = expected_after["var"] - 0.9  # 0.1 times the biased variance of 12 values
+    np.testing.assert_allclose(after["var"], 0.9 + batch * (12 / 11 if unbiased else 1), rtol=1e-5)
+    np.testing.assert_allclose(ours.apply(full, x, False), flax.apply(full, x, True), atol=1e-5)
+
+
+def test_only_units_that_the_shortcuts_see_are_not_isolated(resnet_units):
+    # With the next layer's weights at zero a unit's own weights must not matter, unless the shortcut reads it too.
+    network = ResNet(outputs=3, widths=(2, 2, 4), blocks=(1, 1, 1))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    variables = jax.jit(network.init)(jax.random.key(1), x)
+    params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
+    units = resnet_units(network, params)
+    evaluate = jax.jit(lambda params: network.apply({"params": params, **statistics}, x))
+    found = {}
+    for group in units.groups:
+        cut = set_leaves(params, {s.path: 0 * get_leaf(params, s.path) for s in group.outgoing})
+        bias = f"{group.name}/bias"
+        found[group.name] = np.array_equal(evaluate(cut), evaluate(set_leaves(cut, {bias: get_leaf(cut, bias) + 1})))
+    assert found == {group.name: group.function_preserving for group in units.groups}
+    assert sum(found.values()) == 4

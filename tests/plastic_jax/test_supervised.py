@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import MLP, mlp_units
+from plastic_jax import MLP, trace_units
 from plastic_jax.adam import adam
 from plastic_jax.learners.supervised import SupervisedLearner
 
@@ -27,7 +27,8 @@ class Batch(NamedTuple):
 
 
 def learner(**change) -> Any:
-    units = mlp_units(NETWORK, jax.eval_shape(lambda: NETWORK.init(PARAMS_KEY, X)["params"]))
+    shapes = jax.eval_shape(lambda: NETWORK.init(PARAMS_KEY, X)["params"])
+    units = trace_units(lambda params, x: NETWORK.apply({"params": params}, x), shapes, X)
     arguments = {
         "network": NETWORK,
         "input_shape": (5,),

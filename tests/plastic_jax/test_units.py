@@ -1,14 +1,24 @@
+"""The unit graph: its corrections by hand, its table, and the evaluation that gives features."""
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
-from plastic_jax import MLP, Slice, mlp_units
+from plastic_jax import MLP, ConvNet, ResNet, Slice, trace_units
 
 NETWORK = MLP(widths=(4, 3), outputs=2, activation="tanh")
 X = jax.random.normal(jax.random.key(0), (5, 2, 3))
 PARAMS = NETWORK.init(jax.random.key(1), X)["params"]
-UNITS = mlp_units(NETWORK, PARAMS)
+
+
+def apply(params, x):
+    return NETWORK.apply({"params": params}, x)
+
+
+UNITS = trace_units(apply, PARAMS, X)
 
 
 def test_graph_of_an_mlp_names_what_enters_and_leaves_each_layer():
@@ -22,20 +32,21 @@ def test_graph_of_an_mlp_names_what_enters_and_leaves_each_layer():
     assert [s.fan for s in (*first.incoming, *second.outgoing)] == [6, 1, 2]
 
 
-def test_features_are_the_hidden_values_and_the_output_is_the_networks():
-    output, features = UNITS.apply(PARAMS, X)
-    np.testing.assert_array_equal(output, NETWORK.apply({"params": PARAMS}, X))
-    hidden = jnp.tanh(X.reshape(5, 6) @ PARAMS["Dense_0"]["kernel"] + PARAMS["Dense_0"]["bias"])
-    np.testing.assert_allclose(features["Dense_0"], hidden, atol=1e-6)
-    np.testing.assert_allclose(features["Dense_1"] @ PARAMS["Dense_2"]["kernel"], output, atol=1e-5)
+def test_features_are_the_hidden_values_and_the_output_is_the_networks_at_any_batch_size():
+    for x in (X, X[:2]):
+        output, features = UNITS.apply(PARAMS, x)
+        np.testing.assert_array_equal(output, apply(PARAMS, x))
+        hidden = jnp.tanh(x.reshape(len(x), 6) @ PARAMS["Dense_0"]["kernel"] + PARAMS["Dense_0"]["bias"])
+        np.testing.assert_allclose(features["Dense_0"], hidden, atol=1e-6)
+        np.testing.assert_allclose(features["Dense_1"] @ PARAMS["Dense_2"]["kernel"], output, atol=1e-5)
 
 
 def test_graph_can_be_made_from_shapes_and_of_no_hidden_layer():
     shapes = jax.eval_shape(lambda: PARAMS)
-    assert mlp_units(NETWORK, shapes).groups == UNITS.groups
+    assert trace_units(apply, shapes, jax.ShapeDtypeStruct((1, 2, 3), jnp.float32)).groups == UNITS.groups
     linear = MLP(widths=(), outputs=2)
-    params = linear.init(jax.random.key(0), X)["params"]
-    units = mlp_units(linear, params)
+    params = linear.init(jax.random.key(0), X)
+    units = trace_units(linear.apply, params, X)
     assert units.groups == ()
     assert units.apply(params, X)[1] == {}
 
@@ -50,19 +61,112 @@ def test_replace_changes_one_group_only():
         UNITS.replace("Dense_1", **{"with": 2})
 
 
-def test_printed_graph_has_a_line_for_each_group():
-    lines = str(UNITS).splitlines()
-    assert len(lines) == 3
-    assert lines[1].split() == ["Dense_0", "4", "1", "Dense_0/kernel,", "Dense_0/bias", "Dense_1/kernel", "yes"]
+def test_printed_graph_has_a_line_for_each_layer_and_says_what_cannot_be_replaced():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(4, name="stem")(x)
+            return nn.Dense(2, name="head")(x + nn.Dense(4, name="out")(nn.relu(nn.Dense(8, name="in")(x))))
+
+    params = Block().init(jax.random.key(0), jnp.ones((2, 3)))
+    units = trace_units(Block().apply, params, jnp.ones((2, 3)))
+    head, hidden, stream = str(units).splitlines()
+    assert head.split() == ["layer", "units", "incoming", "outgoing", "replaceable"]
+    assert hidden.split() == ["params/in", "8", "params/in/{kernel,bias}", "params/out/kernel", "yes"]
+    assert "no: residual stream" in stream
+    rows = units.summary()
+    assert [(row["name"], row["replaceable"]) for row in rows] == [("params/in", True), ("params/stem", False)]
 
 
-@pytest.mark.parametrize(
-    ("widths", "message"),
-    [
-        ((4, 5), "layer 'Dense_1' has 3 units, 'Dense_2' reads 3, expected 5"),
-        ((4, 3, 2), "no layer 'Dense_3'.*Dense_0"),
-    ],
-)
-def test_parameters_of_another_network_are_refused(widths, message):
-    with pytest.raises(ValueError, match=message):
-        mlp_units(NETWORK.clone(widths=widths), PARAMS)
+def test_marked_value_is_a_feature_whatever_it_has_passed():
+    def linear(params, x, mark):
+        hidden = x @ params["a"]
+        return (checkpoint_name(hidden, "units/code") if mark else hidden) @ params["b"]
+
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    assert trace_units(lambda p, x: linear(p, x, False), params, jnp.ones((2, 3))).groups == ()
+    units = trace_units(lambda p, x: linear(p, x, True), params, jnp.ones((2, 3)))
+    assert [(g.name, g.width) for g in units.groups] == [("a:code", 4)]
+    assert units.apply(params, jnp.ones((5, 3)))[1]["a:code"].shape == (5, 4)
+
+
+def test_operation_without_a_rule_is_named_with_its_line():
+    def apply(params, x):
+        hidden = jax.nn.relu(x @ params["a"])
+        return jnp.linalg.qr(hidden)[0] @ params["b"]
+
+    with pytest.raises(NotImplementedError, match=r"no rule for '\w+' .*\(test_units.py:\d+\)"):
+        trace_units(apply, {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((4, 3)))
+
+
+def test_feature_inside_a_custom_derivative_is_refused_with_its_line():
+    @jax.custom_vjp
+    def layers(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    layers.defvjp(lambda p, x: (layers(p, x), (p, x)), lambda saved, g: (saved[0], saved[1]))
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    units = trace_units(lambda p, x: layers(p, x), params, jnp.ones((2, 3)), check=False)
+    with pytest.raises(NotImplementedError, match=r"inside a custom derivative rule \(test_units.py:\d+\)"):
+        units.apply(params, jnp.ones((2, 3)))
+
+
+PUBLISHED = {
+    "mlp": (MLP(widths=(2000, 2000, 2000), outputs=10), (784,), 3, 6000),
+    "conv_net": (ConvNet(), (32, 32, 3), 5, 480),
+    "resnet": (ResNet(), (32, 32, 3), 17, 3904),
+}
+
+
+def published(name, batch):
+    """The network's apply, its parameters and variables as shapes, and one input."""
+    network, shape, _, _ = PUBLISHED[name]
+    x = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    made = jax.eval_shape(network.init, jax.random.key(0), x)
+    rest = {"batch_stats": made["batch_stats"]} if "batch_stats" in made else None
+    if rest is None:
+        return (lambda p, x: network.apply({"params": p}, x)), (made["params"], x), None
+    return (lambda p, v, x: network.apply({"params": p, **v}, x, mutable=["batch_stats"])), (made["params"], x), rest
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_the_published_lists_of_features(name):
+    apply, (params, x), variables = published(name, 4)
+    units = trace_units(apply, params, x, variables=variables)
+    assert len(units.groups) == PUBLISHED[name][2]
+    assert sum(g.width for g in units.groups) == PUBLISHED[name][3]
+    mixed = [g.name for g in units.groups if not g.function_preserving]
+    skips = ["Conv_0", *(f"BasicBlock_{i}/Conv_1" for i in (0, 2, 4, 6))]
+    assert mixed == (skips if name == "resnet" else [])
+    assert units.left_out == ()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_features_cost_nothing(name):
+    """The compiled training step with and without them: the same output and gradients, bit for bit, the same work."""
+    apply, (shapes, x), variables = published(name, 2)
+    if name == "resnet":
+        small = ResNet(widths=(4, 8, 8, 8))
+        apply = lambda p, v, x: small.apply({"params": p, **v}, x, mutable=["batch_stats"])  # noqa: E731
+        made = jax.eval_shape(small.init, jax.random.key(0), x)
+        shapes, variables = made["params"], {"batch_stats": made["batch_stats"]}
+    units = trace_units(apply, shapes, x, variables=variables)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: (rng.normal(size=leaf.shape) / np.sqrt(leaf.size)).astype(np.float32)  # noqa: E731
+    params, inputs = jax.tree.map(draw, shapes), draw(x)
+    rest = () if variables is None else (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variables),)
+
+    def plain(params):
+        output = apply(params, *rest, inputs)
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(output)), output
+
+    def traced(params):
+        output, _ = units.apply(params, *rest, inputs)
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(output)), output
+
+    steps = [jax.jit(jax.value_and_grad(f, has_aux=True)).lower(params).compile() for f in (plain, traced)]
+    without, with_features = (step(params) for step in steps)
+    jax.tree.map(np.testing.assert_array_equal, without, with_features)
+    flops, bytes_ = ([step.cost_analysis()[kind] for step in steps] for kind in ("flops", "bytes accessed"))
+    assert flops[0] == flops[1]
+    assert bytes_[0] == bytes_[1]

@@ -13,6 +13,9 @@ STATS = UnitStats(
     mean_absolute=jnp.array([[5.0], [6.0]]),
     mean_absolute_centred=jnp.array([[1.0], [8.0]]),
     key=jax.random.key(0),
+    lifetime_absolute=jnp.array([[7.0], [2.0]]),
+    outgoing_gradient=jnp.array([[-6.0], [4.0]]),
+    worth=jnp.array([[0.5], [1.0]]),
 )
 EXPECTED = {
     "weight": [3, 0.5],
@@ -21,6 +24,10 @@ EXPECTED = {
     "zero_contribution": [3, 4],
     "adaptable_contribution": [1.5, 1],
     "feature_by_input": [0.5, 2],
+    "lifetime_contribution": [21, 1],
+    "first_order": [6, 4],
+    "recursive": [0.5, 1],
+    "recursive_adaptable": [0.25, 0.25],
     "most_useful_first": [-1.5, -1],
 }
 
@@ -30,9 +37,23 @@ def test_measures_on_known_statistics(name):
     np.testing.assert_allclose(UTILITIES[name](STATS)[:, 0], EXPECTED[name])
 
 
-def test_every_named_measure_is_covered_and_random_alone_is_not_averaged():
+def test_every_named_measure_is_covered_and_two_are_taken_when_a_unit_is_chosen():
     assert set(UTILITIES) == {*EXPECTED, "random"}
-    assert [name for name, utility in UTILITIES.items() if not utility.averaged] == ["random"]
+    assert {name for name, utility in UTILITIES.items() if not utility.averaged} == {"random", "lifetime_contribution"}
+
+
+def test_a_measure_says_what_else_it_needs():
+    bare = STATS._replace(lifetime_absolute=None, outgoing_gradient=None, worth=None)
+    for utility in UTILITIES.values():
+        utility(bare._replace(**{name: getattr(STATS, name) for name in utility.needs}))
+        for name in utility.needs:
+            with pytest.raises(TypeError):
+                _ = utility(STATS._replace(**{name: None})) + 0
+    with pytest.raises(ValueError, match="Utility: needs names 'worths'; allowed: lifetime_absolute, outgoing_grad"):
+        Utility(lambda stats: stats.worth, needs=("worths",))
+
+
+def test_random_is_drawn_anew_for_each_key():
     drawn = UTILITIES["random"](STATS)
     assert drawn.shape == (2, 1)
     assert ((drawn >= 0) & (drawn < 1)).all()

@@ -1,0 +1,99 @@
+"""The few lines that touch what a jaxpr is made of; everything else in `units` sees equations through them."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "body",
+    "closed",
+    "line_of",
+    "rerun",
+    "run",
+    "scan_parts",
+    "trace",
+]
+
+_WHOLE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
+
+
+def trace(function: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, Any]:
+    """The jaxpr of `function`, and its output as a pytree of shapes."""
+    return jax.make_jaxpr(function, return_shape=True)(*args)
+
+
+def body(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """What is called by an equation that only calls: jit, remat, custom derivatives; `None` for others."""
+    if eqn.primitive.name not in _WHOLE + _CUSTOM:
+        return None
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next((closed(eqn.params[name]) for name in names if name in eqn.params), None)
+
+
+def closed(jaxpr: Any) -> ClosedJaxpr:
+    """The program with its constants, of which some versions of JAX keep none apart."""
+    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+
+
+def scan_parts(eqn: JaxprEqn) -> tuple[ClosedJaxpr, int, int]:
+    """The body of a scan, and how many of its inputs are constants and how many are carried; the rest is scanned."""
+    params = eqn.params
+    if "num_consts" in params:
+        return closed(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    constants, carried, _ = (len(part) for part in params["ft_in"].unpack())
+    return closed(params["jaxpr"]), constants, carried
+
+
+def run(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], env: dict[Any, Any], wanted: Collection[Any]) -> None:
+    """Evaluates some of a program's equations exactly as they stand; adds the variables in `wanted` to `env`."""
+    given = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, Literal) and v in env)
+    made = [v for e in eqns for v in e.outvars if v in wanted]
+    part = jaxpr.replace(
+        constvars=[],
+        invars=list(given),
+        outvars=made,
+        eqns=list(eqns),
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    env.update(zip(made, jaxpr_as_fun(ClosedJaxpr(part, ()))(*[env[v] for v in given]), strict=True))
+
+
+def rerun(eqn: JaxprEqn, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """`run(*args)` under the jit or remat that the equation stands for.
+
+    Raises:
+        NotImplementedError: the equation is a custom derivative, whose body cannot give more outputs.
+    """
+    name = eqn.primitive.name
+    if name in _CUSTOM:
+        raise NotImplementedError(
+            f"units: a feature lies inside a custom derivative rule ({line_of(eqn)}); move the layer out of it"
+        )
+    if "remat" in name or name == "checkpoint":
+        return jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])(*args)
+    if name in ("jit", "pjit"):
+        run.__name__ = eqn.params["name"]
+        return jax.jit(run)(*args)
+    return run(*args)
+
+
+def shape(variable: Any) -> tuple[int, ...]:
+    """The shape of a variable."""
+    return tuple(variable.aval.shape)
+
+
+def line_of(eqn: JaxprEqn) -> str | None:
+    """`file:line` of the user's code that gave the equation, if that is known."""
+    traceback = eqn.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    for frame in frames:
+        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/equinox/", "/plastic_jax/units/")):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+    return None

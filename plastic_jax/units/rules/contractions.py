@@ -1,0 +1,193 @@
+"""Contractions: what makes channels and what reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from plastic_jax.units import jaxprs, labels
+from plastic_jax.units.labels import Labels
+from plastic_jax.units.story import Entries, Frame, Leaf, Made, Reading, Value, clearest
+
+if TYPE_CHECKING:
+    from plastic_jax.units.walk import Walk
+
+
+def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Products of matrices, of whatever kind."""
+    (ca, cb), (ba, bb) = eqn.params["dimension_numbers"]
+    a, b = values
+    free_a = [d for d in range(len(a.shape)) if d not in (*ca, *ba)]
+    free_b = [d for d in range(len(b.shape)) if d not in (*cb, *bb)]
+    n = len(ba) + len(free_a) + len(free_b)
+    to_a = {d: i for i, d in enumerate((*ba, *free_a))}
+    to_b = {d: i for i, d in enumerate(bb)} | {d: len(ba) + len(free_a) + i for i, d in enumerate(free_b)}
+    if (a.depends and b.depends) or not (a.depends or b.depends):
+        return _product(walk, eqn, [(a, to_a, ca), (b, to_b, cb)], n)
+    if a.depends:
+        value, weight, atom, to, to_w = a, b, eqn.invars[0], to_a, to_b
+        pairs, batch, contracted = dict(zip((*ca, *ba), (*cb, *bb), strict=True)), bb, ca
+    else:
+        value, weight, atom, to, to_w = b, a, eqn.invars[1], to_b, to_a
+        pairs, batch, contracted = dict(zip((*cb, *bb), (*ca, *ba), strict=True)), ba, cb
+    if not weight.entries:
+        return _product(walk, eqn, [(value, to, contracted), (weight, to_w, ())], n)
+    made_dims = [d for d in range(len(weight.shape)) if d in batch or d not in pairs.values()]
+    made_dims.sort(key=lambda d: to_w[d])
+    produced = labels.numbered(weight.shape, made_dims)
+    read, carried = [], {}
+    for source, made in value.made.items():
+        if any(made.channel.shape[d] > 1 for d in contracted):
+            channels, shared = labels.one_per_place(made.channel, sorted(pairs))
+            walk.same(shared)
+            read.append(labels.placed(channels, pairs, len(weight.shape)))
+        else:
+            read.append(None)
+            carried[source] = Made(labels.placed(made.channel, to, n), made.activation)
+    out = (produced, lambda index: labels.placed(index, to_w, n), carried)
+    return _contraction(walk, eqn, value, atom, weight, read, out, frame)
+
+
+def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Convolutions: grouped, strided, dilated, transposed."""
+    value, weight = values
+    numbers = eqn.params["dimension_numbers"]
+    groups = eqn.params["feature_group_count"]
+    out_shape = jaxprs.shape(eqn.outvars[0])
+    n = len(out_shape)
+    feature, (rhs_out, rhs_in), out_feature = numbers.lhs_spec[1], numbers.rhs_spec[:2], numbers.out_spec[1]
+    batch = {numbers.lhs_spec[0]: numbers.out_spec[0]}
+    space = dict(zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True))
+    if weight.depends or eqn.params["batch_group_count"] != 1:
+        for operand in values:
+            walk.leak(operand, "is multiplied with other activations")
+        return [Value(out_shape, True)]
+    if not value.depends:
+        return [Value(out_shape)]
+    per_group = value.shape[feature] // groups
+    outputs = weight.shape[rhs_out]
+    group_of = np.arange(outputs) // (outputs // groups)
+    read, carried = [], {}
+    for source, made in value.made.items():
+        spread = [d for d in space if made.channel.shape[d] > 1]
+        if made.channel.shape[feature] == 1 and not spread:
+            read.append(None)
+            carried[source] = Made(labels.placed(made.channel, batch | space, n), made.activation)
+            continue
+        channels, shared = labels.one_per_place(made.channel, [feature])
+        walk.same(shared)
+        line = np.broadcast_to(channels.ravel(), (value.shape[feature],))
+        table = line.reshape(groups, per_group)[group_of]  # [output, input of its group]
+        if not weight.entries:
+            read.append(None)
+            if per_group == 1 and not spread:
+                carried[source] = Made(labels.compressed(labels.line(table[:, 0], out_feature, n)), made.activation)
+            else:
+                walk.leak(value, "is mixed with other units by constants", [source])
+            continue
+        shape = [1] * len(weight.shape)
+        shape[rhs_out], shape[rhs_in] = table.shape
+        laid = table if rhs_out < rhs_in else table.T
+        read.append(labels.compressed(laid.reshape(shape)))
+    if not weight.entries:
+        return [Value(out_shape, True, carried)]
+    produced = labels.along(rhs_out, len(weight.shape), outputs)
+    out = (produced, lambda index: labels.line(index.ravel(), out_feature, n), carried)
+    return _contraction(walk, eqn, value, eqn.invars[0], weight, read, out, frame)
+
+
+def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A row looked up by an input (embedding) makes channels; a fixed index moves data."""
+    value, where = values[:2]
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = jaxprs.shape(eqn.outvars[0])
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = [d for d in range(len(value.shape)) if d not in gone]
+    whole = {d: o for d, o in zip(kept, numbers.offset_dims, strict=True) if sizes[d] == value.shape[d]}
+    cut = [d for d in range(len(value.shape)) if d not in whole]
+    if value.entries and not value.depends and where.depends:
+        made_dims = sorted(whole, key=lambda d: whole[d])
+        produced = labels.numbered(value.shape, made_dims)
+        out = (produced, lambda index: labels.placed(index, whole, len(shape)), {})
+        return _contraction(walk, eqn, Value(where.shape, True), eqn.invars[1], value, [], out, frame)
+    lost = value.varied(cut)
+    walk.leak(value, "is picked by an index", lost)
+    made = {
+        s: Made(labels.placed(m.channel, whole, len(shape)), m.activation)
+        for s, m in value.made.items()
+        if s not in lost
+    }
+    entries = {leaf: e.placed(whole, cut, len(shape)) for leaf, e in value.entries.items()}
+    depends = value.depends or where.depends
+    return [dataclasses.replace(value, shape=shape, made=made, entries=entries, depends=depends)]
+
+
+def _contraction(
+    walk: Walk, eqn: Any, value: Value, atom: Any, weight: Value, read: Sequence[Labels | None], out: Any, frame: Frame
+) -> list[Value]:
+    """A parameter's contraction with a value.
+
+    Args:
+        eqn: the equation.
+        value: what is read; `atom` is its variable.
+        weight: the parameter.
+        read: per source of the value, its channels on the axes of the weight; `None` where it is not read.
+        out: `(made of the output: channel labels on the weight's axes, move to the output, carried sources)`.
+        frame: the level of nesting.
+    """
+    produced, move, carried = out
+    key = (
+        produced.shape,
+        tuple(
+            (leaf, tuple(i if i is None else (i.shape, i.tobytes()) for i in e.index))
+            for leaf, e in weight.entries.items()
+        ),
+    )
+    source = walk.source(key, int(produced.max()) + 1)
+    channel = produced + np.int32(walk.story.sources[source][0])
+    for leaf, found in weight.entries.items():
+        walk.entering(leaf, "kernel", found.index, channel)
+    seen: dict[int, Made] = {}
+    leaves: list[tuple[Leaf, Labels]] = []
+    for (number, made), channels in zip(value.made.items(), read, strict=True):
+        if channels is None:
+            continue
+        seen[number] = made
+        for leaf, found in weight.entries.items():
+            owner, shared = labels.owners(walk.shapes[leaf], found.index, channels)
+            walk.same(shared)
+            leaves.append((leaf, owner))
+            if found.kind != "plain" or found.mixed & set(labels.varying(owner)):
+                walk.leak(value, "is read by weights that are not 0 where the parameter is", [number])
+    if seen:
+        place, shape, seen = walk.hoisted(atom, value.shape, seen, frame)
+        walk.story.readings.append(Reading(place, shape, seen, source, tuple(leaves)))
+    shape = jaxprs.shape(eqn.outvars[0])
+    return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)))})]
+
+
+def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], Sequence[int]]], n: int) -> list[Value]:
+    """A contraction of two activations, of an activation with constants, or of parameters."""
+    shape = jaxprs.shape(eqn.outvars[0])
+    both = all(value.depends for value, _, _ in operands)
+    out: dict[int, Made] = {}
+    entries: dict[Leaf, Entries] = {}
+    for value, to, contracted in operands:
+        gone = value.varied(contracted)
+        why = "is multiplied with other activations" if both else "is mixed with other units by constants"
+        walk.leak(value, why, gone)
+        for source, made in value.made.items():
+            if source not in gone:
+                activation = made.activation or ("linear" if both else None)
+                out[source] = Made(labels.placed(made.channel, to, n), activation)
+        if not value.depends:
+            for leaf, found in value.entries.items():
+                entries[leaf] = clearest(entries.get(leaf), found.placed(to, contracted, n))
+    depends = any(value.depends for value, _, _ in operands)
+    return [Value(shape, depends, out, {} if depends else entries)]
+
+
+RULES = {"dot_general": dot_general, "conv_general_dilated": conv_general_dilated, "gather": gather}

@@ -1,0 +1,146 @@
+"""Elementwise operations: channels that meet, parameters that meet channels, nonlinearities, skip connections."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from plastic_jax.units import jaxprs, labels
+from plastic_jax.units.story import Entries, Frame, Leaf, Made, Value, clearest
+
+if TYPE_CHECKING:
+    from plastic_jax.units.walk import Walk
+
+
+_PASS_ON = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient", "real", "imag", "neg"}
+_PASS_ON |= {"device_put", "sharding_constraint", "optimization_barrier", "pvary", "bitcast_convert_type"}
+ADD = {"add", "sub", "add_any"}
+NONLINEAR = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sin", "cos", "tan", "asin", "acos", "atan"}
+NONLINEAR |= {"sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erf_inv", "erfc", "abs", "sign", "sqrt", "rsqrt"}
+NONLINEAR |= {"cbrt", "integer_pow", "square", "floor", "ceil", "round", "is_finite", "not", "lgamma", "digamma"}
+NONLINEAR |= {"max", "min", "pow", "atan2", "rem", "nextafter", "select_n", "clamp", "and", "or", "xor"}
+NONLINEAR |= {"eq", "ne", "lt", "le", "gt", "ge"}
+_NAMED = ("relu", "tanh", "sigmoid", "leaky_relu", "elu", "gelu", "softplus", "selu", "swish")
+_ACTIVATIONS = {name: name for name in _NAMED} | {
+    "relu6": "relu",
+    "max": "relu",
+    "silu": "swish",
+    "logistic": "sigmoid",
+}
+
+
+def unchanged(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Operations that leave every element what it is."""
+    return values[: len(eqn.outvars)]
+
+
+def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Channels that meet are one unit; a parameter that meets channels is theirs; skip connections go their own way."""
+    name, shape = eqn.primitive.name, jaxprs.shape(eqn.outvars[0])
+    values = [_aligned(v, len(shape)) for v in values]
+    moving = [v for v in values if v.depends]
+    twice = len(moving) == 2 and eqn.invars[0] is eqn.invars[1]
+    squared = twice or name in ("square", "integer_pow") or any(v.squared and v.statistic for v in moving)
+    statistic = bool(moving) and all(v.statistic for v in moving)
+    scaled = any(v.scaled for v in moving)
+    activation: str | None = None
+    if name in ADD:
+        values = _without_skips(walk, values)
+        if any(v.depends and not v.made and not v.statistic for v in values):
+            walk.story.guests += [labels.members(m.channel) for v in values for m in v.made.values()]
+    elif name in ("mul", "div"):
+        big = [v for v in moving if not v.statistic]
+        if len(moving) == 2 and len(big) == 1 and name in ("mul", "div") and _of_itself(values):
+            scaled = True
+            values = [_linear_in(v, big[0]) for v in values]
+        elif len(moving) == 2 or (name == "div" and values[1].depends):
+            activation = _activation(name, frame)
+    elif name != "select_n" or values[0].depends or len(moving) > 1:
+        activation = _activation(name, frame)
+    role = "scale" if name in ("mul", "div") else "bias"
+    entries, running = _attach(walk, values, role, scaled, squared, name)
+    made = walk.merged(values, add=name in ADD)
+    if activation is not None:
+        made = {s: Made(m.channel, m.activation or activation) for s, m in made.items()}
+    scaled |= role == "scale" and any(v.entries and not v.made for v in values)
+    return [Value(shape, bool(moving), made, entries, statistic, squared, scaled, running)]
+
+
+def _without_skips(walk: Walk, values: list[Value]) -> list[Value]:
+    """The summands; a feature that is added to new channels goes on as a skip connection."""
+    for number, this in enumerate(values):
+        new = {s for v in values if v is not this for s, m in v.made.items() if m.activation is None}
+        if new - set(this.made) and all(m.activation for m in this.made.values()) and _is_feature(walk, this):
+            walk.leak(this, "is added to other units by a skip connection")
+            return [dataclasses.replace(v, made={}) if i == number else v for i, v in enumerate(values)]
+    return values
+
+
+def _is_feature(walk: Walk, value: Value) -> bool:
+    """Whether something has read the value."""
+    return any(set(reading.made) == set(value.made) for reading in walk.story.readings)
+
+
+def _attach(
+    walk: Walk, values: list[Value], role: str, scaled: bool, squared: bool, name: str
+) -> tuple[dict[Leaf, Entries], bool]:
+    """Gives parameters that meet channels to these; returns those that met none."""
+    pending: dict[Leaf, Entries] = {}
+    running = False
+    for number, value in enumerate(values):
+        others = [v for i, v in enumerate(values) if i != number]
+        targets = [m for v in others for m in v.made.values()]
+        for leaf, found in value.entries.items():
+            for target in targets:
+                what = _role(leaf, found, role, scaled, squared)
+                walk.entering(leaf, what, found.index, target.channel)
+            if targets:
+                statistics = any(v.statistic for v in others if v.made)
+                running |= leaf[0] == "variables" and statistics and name in ADD
+            elif not value.depends or value.statistic:
+                if name in NONLINEAR:
+                    found = dataclasses.replace(found, kind="root")
+                elif name in ADD and found.kind == "plain" and not any(v.entries or v.depends for v in others):
+                    found = dataclasses.replace(found, kind="offset")
+                pending[leaf] = clearest(pending.get(leaf), found)
+    if any(v.depends and not v.statistic for v in values):
+        pending = {}
+    return pending, running
+
+
+def _aligned(value: Value, ndim: int) -> Value:
+    if len(value.shape) == ndim:
+        return value
+    more = ndim - len(value.shape)
+    return value.moved((*(1,) * more, *value.shape), lambda i: i.reshape((1,) * more + i.shape))
+
+
+def _of_itself(values: Sequence[Value]) -> bool:
+    """Whether a value is multiplied with a statistic of itself."""
+    statistic = next(v for v in values if v.statistic)
+    other = next(v for v in values if v is not statistic)
+    return set(statistic.made) <= set(other.made)
+
+
+def _linear_in(value: Value, big: Value) -> Value:
+    made = {s: Made(m.channel, big.made[s].activation) for s, m in value.made.items()}
+    return dataclasses.replace(value, made=made)
+
+
+def _activation(name: str, frame: Frame) -> str:
+    for caller in reversed(frame.names):
+        if caller in _ACTIVATIONS:
+            return _ACTIVATIONS[caller]
+    return _ACTIVATIONS.get(name, "linear" if name in ("mul", "div") else "relu")
+
+
+def _role(leaf: Leaf, found: Entries, role: str, scaled: bool, squared: bool) -> str:
+    if leaf[0] == "variables":
+        return "var" if squared or found.kind == "root" else "mean"
+    if role == "scale":
+        return "shift" if found.kind == "offset" else "scale"
+    return "shift" if scaled else "bias"
+
+
+RULES = dict.fromkeys(ADD | NONLINEAR | {"mul", "div"}, elementwise) | dict.fromkeys(_PASS_ON, unchanged)

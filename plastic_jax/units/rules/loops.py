@@ -1,0 +1,104 @@
+"""Loops and branches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from plastic_jax.units import jaxprs, labels
+from plastic_jax.units.labels import Labels
+from plastic_jax.units.story import EVERY, Frame, Made, Value
+
+if TYPE_CHECKING:
+    from plastic_jax.units.walk import Walk
+
+
+def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    (inner, n, m), length = jaxprs.scan_parts(eqn), eqn.params["length"]
+    consts, carry, xs = values[:n], values[n : n + m], values[n + m :]
+    atoms = [(a, i >= n + m) for i, a in enumerate(eqn.invars)]
+    outer = {v: a for i, (v, a) in enumerate(zip(inner.jaxpr.invars, atoms, strict=True)) if not n <= i < n + m}
+    stacked = any(i is not None and i.shape[0] > 1 for v in xs for e in v.entries.values() for i in e.index)
+    if stacked:
+        return _layers(walk, eqn, (consts, carry, xs), outer, frame)
+    for x in xs:
+        walk.leak(x, "is scanned over", x.varied([0]))
+    one = [_first(x) for x in xs]
+    below = frame.below(outer, EVERY)
+    with walk.rehearsal():
+        carry = _settled(walk, carry, lambda c: walk.run(inner, [*consts, *c, *one], below)[:m])
+    out = walk.run(inner, [*consts, *carry, *one], below)
+    ys = [v.moved((length, *v.shape), lambda i: i[None]) for v in out[m:]]
+    return [walk.either(a, b) for a, b in zip(carry, out[:m], strict=True)] + ys
+
+
+def _layers(
+    walk: Walk, eqn: Any, parts: tuple[list[Value], list[Value], list[Value]], outer: Any, frame: Frame
+) -> list[Value]:
+    """A scan over stacked parameters: every run through the body is a layer of its own."""
+    inner, length, rows = jaxprs.scan_parts(eqn)[0], eqn.params["length"], []
+    consts, carry, xs = parts
+    m = len(carry)
+    outer = {v: a for v, a in outer.items() if not a[1]}
+    order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
+    for layer in order:
+        row = [x.moved(x.shape[1:], lambda i, layer=layer: _layer(i, layer)) for x in xs]
+        out = walk.run(inner, [*consts, *carry, *row], frame.below(outer, layer))
+        carry = out[:m]
+        rows.append(out[m:])
+    rows = rows[::-1] if eqn.params["reverse"] else rows
+    ys = [_stacked(column) for column in zip(*rows, strict=True)]
+    return [*carry, *ys]
+
+
+def while_loop(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    inner, n, c = jaxprs.closed(eqn.params["body_jaxpr"]), eqn.params["body_nconsts"], eqn.params["cond_nconsts"]
+    consts, carry = values[c : c + n], values[c + n :]
+    below = frame.below({}, EVERY)
+    with walk.rehearsal():
+        carry = _settled(walk, carry, lambda state: walk.run(inner, [*consts, *state], below))
+    out = walk.run(inner, [*consts, *carry], below)
+    return [walk.either(a, b) for a, b in zip(carry, out, strict=True)]
+
+
+def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    outs: list[Value] | None = None
+    for branch in map(jaxprs.closed, eqn.params["branches"]):
+        outer = {v: (a, False) for v, a in zip(branch.jaxpr.invars, eqn.invars[1:], strict=True)}
+        out = walk.run(branch, values[1:], frame.below(outer))
+        outs = out if outs is None else [walk.either(a, b) for a, b in zip(outs, out, strict=True)]
+    return [dataclasses.replace(v, depends=v.depends or values[0].depends) for v in outs or []]
+
+
+def _settled(walk: Walk, carry: list[Value], body: Any) -> list[Value]:
+    """What the carry of a loop is made of once nothing is added to it any more."""
+    for _ in range(8):
+        new = [walk.either(a, b) for a, b in zip(carry, body(carry), strict=True)]
+        before, after = ([(v.depends, {s: m.activation for s, m in v.made.items()}) for v in c] for c in (carry, new))
+        carry = new
+        if before == after:
+            break
+    return carry
+
+
+def _layer(index: Labels, layer: int) -> Labels:
+    return index[min(layer, index.shape[0] - 1)]
+
+
+def _first(value: Value) -> Value:
+    return value.without(value.varied([0])).moved(value.shape[1:], lambda i: i[0])
+
+
+def _stacked(column: Sequence[Value]) -> Value:
+    """Values of one shape, one after the other on a new first axis."""
+    made = {}
+    for source in dict.fromkeys(s for v in column for s in v.made):
+        parts = [v.made[source].channel[None] if source in v.made else None for v in column]
+        name = next((v.made[source].activation for v in column if source in v.made), None)
+        made[source] = Made(labels.concatenate(parts, [1] * len(column), 0), name)
+    depends, running = any(v.depends for v in column), all(v.running for v in column)
+    return Value((len(column), *column[0].shape), depends, made, running=running)
+
+
+LOOPS = {"scan": scan, "while": while_loop, "cond": cond}

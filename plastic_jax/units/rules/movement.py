@@ -1,0 +1,173 @@
+"""Data movement, reductions and windows: label arrays move as the data do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from plastic_jax.units import jaxprs, labels
+from plastic_jax.units.labels import Labels
+from plastic_jax.units.story import Entries, Frame, Made, Value
+
+if TYPE_CHECKING:
+    from plastic_jax.units.walk import Walk
+
+
+MARK = "units/"
+"""Values named `units/NAME` by `jax.ad_checkpoint.checkpoint_name` are features, whatever they have passed."""
+
+
+def checkpoint_name(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    name = eqn.params["name"]
+    if not name.startswith(MARK):
+        return values
+    made = {s: Made(m.channel, m.activation or "linear") for s, m in values[0].made.items()}
+    walk.story.marks.append((name.removeprefix(MARK), *walk.hoisted(eqn.invars[0], values[0].shape, made, frame)))
+    return [dataclasses.replace(values[0], made=made)]
+
+
+def transpose(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    order = eqn.params["permutation"]
+    return [values[0].moved(jaxprs.shape(eqn.outvars[0]), lambda i: np.transpose(i, order))]
+
+
+def reshape(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    old, new = values[0].shape, jaxprs.shape(eqn.outvars[0])
+    return [values[0].moved(new, lambda i: labels.reshape(i, old, new))]
+
+
+def broadcast_in_dim(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    shape, dims = jaxprs.shape(eqn.outvars[0]), eqn.params["broadcast_dimensions"]
+    to = dict(enumerate(dims))
+    return [values[0].moved(shape, lambda i: labels.placed(i, to, len(shape)))]
+
+
+def rev(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    return [values[0].moved(values[0].shape, lambda i: np.flip(i, eqn.params["dimensions"]))]
+
+
+def tile(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    reps = eqn.params["reps"]
+    repeat = lambda i: np.tile(i, [r if n > 1 else 1 for r, n in zip(reps, i.shape, strict=True)])  # noqa: E731
+    return [values[0].moved(jaxprs.shape(eqn.outvars[0]), repeat)]
+
+
+def slice_(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or [1] * len(starts)
+
+    def move(index: Labels) -> Labels:
+        for axis, box in enumerate(zip(starts, stops, steps, strict=True)):
+            index = labels.cut(index, axis, slice(*box))
+        return index
+
+    return [values[0].moved(jaxprs.shape(eqn.outvars[0]), move)]
+
+
+def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    out, start, axis = [], 0, eqn.params["axis"]
+    for size, variable in zip(eqn.params["sizes"], eqn.outvars, strict=True):
+        box = slice(start, start + int(size))
+        out.append(values[0].moved(jaxprs.shape(variable), lambda i, box=box: labels.cut(i, axis, box)))
+        start += int(size)
+    return out
+
+
+def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    value, shape = values[0], jaxprs.shape(eqn.outvars[0])
+    starts = [int(a.val) if isinstance(a, jaxprs.Literal) else None for a in eqn.invars[1:]]
+    cut = [d for d, n in enumerate(shape) if n != value.shape[d]]
+    unknown = [d for d in cut if starts[d] is None]
+    lost = value.varied(unknown)
+    walk.leak(value, "is picked by an index", lost)
+    value = value.without(lost)
+
+    def move(index: Labels) -> Labels:
+        for d in cut:
+            if (start := starts[d]) is not None:
+                first = min(max(start, 0), value.shape[d] - shape[d])
+                index = labels.cut(index, d, slice(first, first + shape[d]))
+        return index
+
+    depends = value.depends or any(v.depends for v in values[1:])
+    moved = dataclasses.replace(value.moved(shape, move), depends=depends)
+    entries = {
+        leaf: Entries(tuple(None if i is not None and any(i.shape[d] > 1 for d in unknown) else i for i in e.index))
+        for leaf, e in moved.entries.items()
+    }
+    return [dataclasses.replace(moved, entries=entries)]
+
+
+def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    value, new = values[:2]
+    cut = [d for d, n in enumerate(new.shape) if n != value.shape[d]]
+    for part in (value, new):
+        walk.leak(part, "is written at an index", part.varied(cut))
+    kept = [part.without(part.varied(cut)) for part in (value, new)]
+    return [Value(value.shape, any(v.depends for v in values), walk.merged(kept, add=False))]
+
+
+def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    axis, shape = eqn.params["dimension"], jaxprs.shape(eqn.outvars[0])
+    sizes = [v.shape[axis] for v in values]
+    made, entries = {}, {}
+    for source in dict.fromkeys(s for v in values for s in v.made):
+        parts = [v.made[source].channel if source in v.made else None for v in values]
+        names = [v.made[source].activation for v in values if source in v.made]
+        name = next((n for n in names if n), None)
+        made[source] = Made(labels.concatenate(parts, sizes, axis), name)
+    for leaf in dict.fromkeys(leaf for v in values for leaf in v.entries):
+        found = [v.entries.get(leaf) for v in values]
+        kind = next(f.kind for f in found if f is not None)
+        entries[leaf] = Entries(_joined([f.index if f else None for f in found], sizes, axis), kind)
+    depends = any(v.depends for v in values)
+    scaled = any(v.scaled for v in values)
+    return [Value(shape, depends, made, {} if depends else entries, scaled=scaled)]
+
+
+def pad(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    config = eqn.params["padding_config"]
+    return [values[0].moved(jaxprs.shape(eqn.outvars[0]), lambda i: labels.pad(i, config))]
+
+
+def _joined(
+    parts: Sequence[tuple[Labels | None, ...] | None], sizes: Sequence[int], axis: int
+) -> tuple[Labels | None, ...]:
+    """Entries of a parameter in a concatenation of pieces, some of which are made of others (`None`)."""
+    known = [p for p in parts if p is not None]
+    joined: list[Labels | None] = []
+    marked = len(known) == len(parts)
+    for a, first in enumerate(known[0]):
+        if first is None or any(p[a] is None for p in known):
+            joined.append(None)
+            continue
+        pieces = [None if p is None else p[a] for p in parts]
+        index = labels.concatenate(pieces, sizes, axis)
+        marked |= index.shape[axis] > 1
+        joined.append(index)
+    if not marked:  # nothing changes along the axis: say on the first axis that is known where the pieces are
+        a, like = next((a, index) for a, index in enumerate(joined) if index is not None)
+        pieces = [np.full_like(like, -1) if p is None else like for p in parts]
+        joined[a] = np.concatenate([labels.expanded(i, axis, n) for i, n in zip(pieces, sizes, strict=True)], axis)
+    return tuple(joined)
+
+
+RULES = {
+    "broadcast_in_dim": broadcast_in_dim,
+    "concatenate": concatenate,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "expand_dims": reshape,
+    "name": checkpoint_name,
+    "pad": pad,
+    "reshape": reshape,
+    "rev": rev,
+    "slice": slice_,
+    "split": split,
+    "squeeze": reshape,
+    "tile": tile,
+    "transpose": transpose,
+}

@@ -1,0 +1,208 @@
+"""What is known of a value while a program is followed, and the story that is told in the end."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plastic_jax.units.labels import Labels, placed
+
+Leaf = tuple[str, str]
+"""("params" or "variables", name of the leaf)"""
+
+EVERY = -1
+"""All runs through a loop: the value has an axis more, of its length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """That a value is made of channels.
+
+    Attributes:
+        channel: number of the channel at every element.
+        activation: name of the first nonlinearity that it passed; `None` while it is linear in the contraction.
+    """
+
+    channel: Labels
+    activation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """That a value is made of a parameter's entries.
+
+    Attributes:
+        index: per axis of the parameter, the index at every element; `None` where all indices meet.
+        kind: `"plain"`; `"offset"` after a number was added (`1 + scale`); `"root"` after a nonlinear function.
+        mixed: axes of the parameter along which entries depend on each other (a normalised kernel).
+    """
+
+    index: tuple[Labels | None, ...]
+    kind: str = "plain"
+    mixed: frozenset[int] = frozenset()
+
+    def placed(self, to: Mapping[int, int], gone: Iterable[int], ndim: int) -> "Entries":
+        """The entries with axis `d` at `to[d]` of `ndim`; along the axes `gone` all indices have met."""
+        gone = tuple(gone)
+
+        def place(index: Labels | None) -> Labels | None:
+            if index is None or any(index.shape[axis] > 1 for axis in gone):
+                return None
+            return placed(index, to, ndim)
+
+        return dataclasses.replace(self, index=tuple(place(i) for i in self.index))
+
+
+def clearest(a: Entries | None, b: Entries) -> Entries:
+    """Of two forms of the same parameter that meet, the one that tells more entries apart."""
+    if a is None:
+        return b
+    known = lambda e: sum(i is not None for i in e.index)  # noqa: E731
+    mixed = {axis for axis, (i, j) in enumerate(zip(a.index, b.index, strict=True)) if (i is None) != (j is None)}
+    return dataclasses.replace(a if known(a) >= known(b) else b, mixed=a.mixed | b.mixed | mixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of one array.
+
+    Attributes:
+        shape: its shape.
+        depends: whether it depends on the model's inputs.
+        made: by source (the number of a contraction), the channels it is made of.
+        entries: by leaf, the parameter's entries it is made of, as long as they belong to no channel.
+        statistic: whether it is a mean, a variance or the like of other values.
+        squared: whether it holds a product of a value with itself.
+        scaled: whether it was divided by a statistic (normalised).
+        running: whether it is the new value of a running statistic.
+    """
+
+    shape: tuple[int, ...]
+    depends: bool = False
+    made: Mapping[int, Made] = dataclasses.field(default_factory=dict)
+    entries: Mapping[Leaf, Entries] = dataclasses.field(default_factory=dict)
+    statistic: bool = False
+    squared: bool = False
+    scaled: bool = False
+    running: bool = False
+
+    def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
+        """The value after data movement: `move` maps label arrays."""
+        made = {s: Made(move(m.channel), m.activation) for s, m in self.made.items()}
+        entries = {
+            leaf: dataclasses.replace(e, index=tuple(i if i is None else move(i) for i in e.index))
+            for leaf, e in self.entries.items()
+        }
+        return dataclasses.replace(self, shape=tuple(shape), made=made, entries=entries)
+
+    def varied(self, axes: Iterable[int]) -> list[int]:
+        """The sources whose channels change along one of the axes."""
+        return [s for s, m in self.made.items() if any(m.channel.shape[axis] > 1 for axis in axes)]
+
+    def without(self, sources: Iterable[int]) -> "Value":
+        """The value without these sources."""
+        gone = set(sources)
+        return dataclasses.replace(self, made={s: m for s, m in self.made.items() if s not in gone})
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a value stands in a program, by numbers that are the same whenever the program is traced again.
+
+    Attributes:
+        path: the equations that lead into nested programs: the number of the equation, and `None` for a call, the
+            number of the run for a loop over layers, `EVERY` for a loop over time.
+        equation: the equation that gives the value; -1 for an input of the innermost program, -2 for a constant.
+        output: which of its outputs.
+    """
+
+    path: tuple[tuple[int, int | None], ...]
+    equation: int
+    output: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """That a contraction reads channels.
+
+    Attributes:
+        place: the value read.
+        shape: its shape.
+        made: by source, the channels read.
+        reader: the source that the contraction makes.
+        leaves: who owns which entries of the reader's parameters: leaf and owner.
+    """
+
+    place: Place
+    shape: tuple[int, ...]
+    made: Mapping[int, Made]
+    reader: int
+    leaves: tuple[tuple[Leaf, Labels], ...]
+
+
+class Entering(NamedTuple):
+    """That a parameter makes channels: who owns its entries, and the pairs of channels that share one."""
+
+    leaf: Leaf
+    role: str
+    owner: Labels
+    shared: np.ndarray
+
+
+@dataclasses.dataclass
+class Story:
+    """All that one pass found out; channels are numbered across all contractions.
+
+    Attributes:
+        channels: how many there are.
+        sources: per contraction, its channels (start, stop).
+        entering: parameters that make channels.
+        readings: in the order of the program.
+        same: pairs of channels that belong to one unit.
+        sums: pairs of sets of sources that were added.
+        marks: (name, place, shape, made): values that the user named as features.
+        leaks: (channels, why): what else becomes of them than to be read.
+        guests: channels to which something is added that no parameter of theirs makes (a skip connection).
+    """
+
+    channels: int = 0
+    sources: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    entering: list[Entering] = dataclasses.field(default_factory=list)
+    readings: list[Reading] = dataclasses.field(default_factory=list)
+    same: list[np.ndarray] = dataclasses.field(default_factory=list)
+    sums: set[tuple[frozenset[int], frozenset[int]]] = dataclasses.field(default_factory=set)
+    marks: list[tuple[str, Place, tuple[int, ...], Mapping[int, Made]]] = dataclasses.field(default_factory=list)
+    leaks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
+    guests: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Frame:
+    """One level of nesting.
+
+    Attributes:
+        path: as in `Place`.
+        names: of the jitted functions around.
+        above: the level above.
+        outer: what a variable is called one level up, and whether it is a slice of that along the first axis.
+        where: which equation gives a variable, and as which output.
+        at: number of the equation that is being followed, `eqn`.
+    """
+
+    path: tuple[tuple[int, int | None], ...] = ()
+    names: tuple[str, ...] = ()
+    above: "Frame | None" = None
+    outer: Mapping[Any, tuple[Any, bool]] = dataclasses.field(default_factory=dict)
+    where: dict[Any, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    at: int = 0
+    eqn: Any = None
+
+    def calls(self, eqn: Any) -> list[Any]:
+        """The equation, and those that lead to it, innermost first."""
+        above = self.above
+        return [eqn] if above is None else [eqn, *above.calls(above.eqn)]
+
+    def below(self, outer: Mapping[Any, tuple[Any, bool]], run: int | None = None, name: str = "") -> "Frame":
+        """The level that the equation at hand leads into."""
+        return Frame((*self.path, (self.at, run)), (*self.names, name), self, outer)

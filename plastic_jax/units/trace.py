@@ -1,0 +1,104 @@
+"""`trace_units`: the unit graph of any model, found by following its jaxpr."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from plastic_jax.paths import leaf_names, path_name
+from plastic_jax.units import jaxprs
+from plastic_jax.units.check import check_graph
+from plastic_jax.units.features import evaluate
+from plastic_jax.units.graph import UnitGraph
+from plastic_jax.units.groups import Found, find
+from plastic_jax.units.story import Leaf
+from plastic_jax.units.walk import follow
+
+
+def trace_units(
+    apply: Callable[..., Any], params: Any, *inputs: Any, variables: Any = None, check: bool = True
+) -> UnitGraph:
+    """The hidden units of a model, with every slice of every parameter that enters or leaves them.
+
+    A feature is the value that the next contraction with a parameter reads, if it depends on an earlier one and has
+    passed a nonlinearity: after activation, pooling, normalisation, dropout, flattening. Its units are the channels of
+    the contractions that made it. Channels that are added or multiplied, or that share a weight, are one unit: the
+    gates of a recurrent cell, the two halves of a gated layer, the positions of a channel.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
+        >>> x = jnp.ones((4, 3))
+        >>> params = model.init(jax.random.key(0), x)
+        >>> units = trace_units(model.apply, params, x)
+        >>> [(group.name, group.width) for group in units.groups]
+        [('params/layers_0', 8)]
+
+    Args:
+        apply: the model, `apply(params, *inputs)`, or `apply(params, variables, *inputs)` where variables are given.
+            It may return any pytree. Flax linen, Flax nnx (`nnx.split` and `nnx.merge`), Equinox and plain functions
+            all have this form.
+        params: the parameters, or their shapes.
+        inputs: example inputs, or their shapes; every batch size will do.
+        variables: what is not learned, above all running statistics (batch normalisation); they are found when the
+            model reads them (evaluation) or returns new ones (training).
+        check: whether to verify the graph with numbers: with zero outgoing weights a unit's incoming weights change
+            nothing, with zero incoming weights its value is constant, and a graph that lacks a slice fails. Abstract
+            parameters or inputs skip it.
+
+    Returns:
+        The graph. Its `apply` takes the arguments of `apply` and gives `(output, features)`, the output and its
+        gradients the same bit for bit. Units that cannot be replaced one by one (residual streams, tied weights) are in
+        `left_out`, with the reason as `note`.
+
+    Raises:
+        NotImplementedError: an operation on hidden units that has no rule; names it and the line of the model.
+        ValueError: the check failed (a mistake of this library; `check=False` and `UnitGraph.replace` go around it).
+
+    Differs from the published code, which takes layers in the order in which they are registered: there units of a
+    block with a shortcut are treated as if the next layer were their only reader.
+    """
+    args = (params, *inputs) if variables is None else (params, variables, *inputs)
+    leaves: list[Leaf] = [("params", name) for name in leaf_names(params)]
+    if variables is not None:
+        leaves += [("variables", name) for name in leaf_names(variables)]
+    seen: dict[Any, Found] = {}
+
+    running = _new_variables(apply, args, variables)
+
+    def look(args: tuple[Any, ...]) -> tuple[jaxprs.ClosedJaxpr, Any, Found]:
+        closed, output = jaxprs.trace(apply, *args)
+        shapes = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
+        if shapes not in seen:
+            known = leaves + [None] * (len(shapes) - len(leaves))
+            story = follow(closed, known, running)
+            seen[shapes] = find(story, {leaf: shape for leaf, (shape, _) in zip(known, shapes, strict=True) if leaf})
+        return closed, output, seen[shapes]
+
+    def forward(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
+        closed, output, found = look(args)
+        outputs, features = evaluate(closed, jax.tree.leaves(args), found.taps)
+        names = [group.name for group in found.groups]
+        return jax.tree.unflatten(jax.tree.structure(output), outputs), dict(zip(names, features, strict=True))
+
+    _, _, found = look(args)
+    graph = UnitGraph(found.groups, forward, found.left_out)
+    if check:
+        check_graph(graph, args, len(inputs), found.alone, running)
+    return graph
+
+
+def _new_variables(apply: Callable[..., Any], args: tuple[Any, ...], variables: Any) -> frozenset[int]:
+    """Numbers of the outputs that are new values of variables: they have the name and the shape of one."""
+    if variables is None:
+        return frozenset()
+    known = dict(zip(leaf_names(variables), map(np.shape, jax.tree.leaves(variables)), strict=True))
+    outputs = jax.tree_util.tree_leaves_with_path(jax.eval_shape(apply, *args))
+    names = [path_name(path).split("/") for path, _ in outputs]
+    tails = [{"/".join(name[i:]) for i in range(len(name))} for name in names]
+    return frozenset(
+        number
+        for number, (tail, (_, leaf)) in enumerate(zip(tails, outputs, strict=True))
+        if any(known[name] == leaf.shape for name in tail & known.keys())
+    )
