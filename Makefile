@@ -1,7 +1,7 @@
 # Needs only make and Python 3.11 or 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types pytest bench clean
+.PHONY: help install demo test lint types pytest bench docs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,6 +27,10 @@ pytest: $(STAMP) ## the tests; ARGS='-k adam' chooses among them
 
 bench: $(STAMP) ## steps per second on this machine
 	$(PY) -m launch.benchmark
+
+docs: $(STAMP) ## the documentation, a website in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 install: $(STAMP) ## set up .venv, as every other target does when it has to
 
