@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -218,6 +219,34 @@ class UnitGraph:
             if field not in known:
                 raise ValueError(f"UnitGraph.replace: no field '{field}'; fields: {', '.join(sorted(known))}")
         groups = tuple(dataclasses.replace(g, **fields) if g.name == name else g for g in self.groups)
+        return dataclasses.replace(self, groups=groups)
+
+    def without(self, pattern: str) -> "UnitGraph":
+        """The graph as if parameters and variables whose names match `pattern` (`"*shortcut*"`) made and read no units.
+
+        The published code treats residual networks so: of a block's unit only the next convolution counts as reader.
+
+        Raises:
+            ValueError: no slice has such a name, or a group would be left without incoming or outgoing slices.
+        """
+        keep = lambda slices: tuple(s for s in slices if not fnmatch.fnmatchcase(s.path, pattern))  # noqa: E731
+        groups = tuple(
+            dataclasses.replace(
+                g,
+                incoming=keep(g.incoming),
+                outgoing=keep(g.outgoing),
+                variables=keep(g.variables),
+                function_preserving=False,
+            )
+            if any(fnmatch.fnmatchcase(s.path, pattern) for s in (*g.incoming, *g.outgoing))
+            else g
+            for g in self.groups
+        )
+        if groups == self.groups:
+            raise ValueError(f"UnitGraph.without: no parameter around the units matches '{pattern}'")
+        bare = [g.name for g in groups if not g.incoming or not g.outgoing]
+        if bare:
+            raise ValueError(f"UnitGraph.without: '{pattern}' would leave nothing around the units of {bare[0]}")
         return dataclasses.replace(self, groups=groups)
 
     def summary(self) -> list[dict[str, Any]]:

@@ -2,21 +2,17 @@
 
 import dataclasses
 import functools
-import itertools
 import json
-import math
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from plastic_jax import MLP, Slice, UnitGraph, UnitGroup, trace_units
-from plastic_jax.paths import get_leaf
+from plastic_jax import MLP, trace_units
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 COMMITTED = {"conv": "image_traces.npz", "mlp": "mlp_traces.npz", "ppo": "ppo_traces.npz", "resnet": "image_traces.npz"}
@@ -160,108 +156,6 @@ def assert_summaries_close(trace, prefix, arrays, *, rtol=1e-9, atol=1e-12):
         np.testing.assert_allclose([flat.sum(), size], trace[f"{key}/sum_abssum"], atol=rtol * size + atol, err_msg=key)
         at = np.linspace(0, flat.size - 1, min(64, flat.size)).astype(np.int64)
         np.testing.assert_allclose(flat[at], trace[f"{key}/samples"], rtol, atol, err_msg=key)
-
-
-def read_by(network, variables, *inputs, **options):
-    """The network's output, and what each of its layers reads, by the layer's name."""
-    seen = {}
-
-    def keep(call, args, kwargs, context):
-        if context.method_name == "__call__" and isinstance(context.module, nn.Conv | nn.Dense):
-            seen["/".join(context.module.path)] = args[0]
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(keep):
-        return network.apply(variables, *inputs, **options), seen
-
-
-def write_conv_units(network, params):
-    """The units of a `ConvNet`, written down by hand; pictures are square."""
-    layers = [
-        *(f"Conv_{i}" for i in range(len(network.channels))),
-        *(f"Dense_{i}" for i in range(len(network.widths) + 1)),
-    ]
-    groups = []
-    for made, read in itertools.pairwise(layers):
-        incoming, outgoing = params[made]["kernel"].shape, params[read]["kernel"].shape
-        width, unit_dim, copy_dims = incoming[-1], len(outgoing) - 2, ()
-        copies = outgoing[unit_dim] // width
-        if copies > 1:
-            outgoing, unit_dim, copy_dims = (math.isqrt(copies), math.isqrt(copies), width, outgoing[-1]), 2, (0, 1)
-        groups.append(
-            UnitGroup(
-                made,
-                width,
-                copies,
-                incoming=(
-                    Slice(f"{made}/kernel", incoming, (len(incoming) - 1,), "kernel"),
-                    Slice(f"{made}/bias", (width,), (0,), "bias"),
-                ),
-                outgoing=(Slice(f"{read}/kernel", outgoing, (unit_dim,), "kernel", copy_dims, bias=f"{read}/bias"),),
-                feature_axes=(3, 1, 2) if copies > 1 else (-1,),
-            )
-        )
-
-    def forward(params, x):
-        output, seen = read_by(network, {"params": params}, x)
-        features = {group.name: seen[read] for group, read in zip(groups, layers[1:], strict=True)}
-        for group in groups:
-            if group.copies > 1:
-                features[group.name] = features[group.name].reshape(len(x), *group.outgoing[0].view_shape[:3])
-        return output, features
-
-    return UnitGraph(tuple(groups), forward)
-
-
-def write_resnet_units(network, params):
-    """The units of a `ResNet` as the published code sees them: a unit is read by the next convolution only.
-
-    `apply(params, variables, x)` gives `(output, new variables), features`, in training mode.
-    """
-    blocks = range(sum(network.blocks))
-    layers = ["Conv_0", *(f"BasicBlock_{k}/Conv_{j}" for k in blocks for j in range(2)), "Dense_0"]
-    groups = []
-    for made, read in itertools.pairwise(layers):
-        norm = made.replace("Conv", "BatchNorm")
-        incoming, outgoing = (get_leaf(params, f"{layer}/kernel").shape for layer in (made, read))
-        width = incoming[-1]
-        groups.append(
-            UnitGroup(
-                made,
-                width,
-                1,
-                incoming=(
-                    Slice(f"{made}/kernel", incoming, (3,), "kernel"),
-                    Slice(f"{made}/bias", (width,), (0,), "bias"),
-                    Slice(f"{norm}/scale", (width,), (0,), "scale"),
-                    Slice(f"{norm}/bias", (width,), (0,), "shift"),
-                ),
-                outgoing=(Slice(f"{read}/kernel", outgoing, (len(outgoing) - 2,), "kernel", bias=f"{read}/bias"),),
-                variables=(
-                    Slice(f"batch_stats/{norm}/mean", (width,), (0,), "mean"),
-                    Slice(f"batch_stats/{norm}/var", (width,), (0,), "var"),
-                ),
-                # The shortcut, which is left alone, reads the stem and the sums at the end of all blocks but the last.
-                function_preserving=made.endswith("/Conv_0") or read == "Dense_0",
-            )
-        )
-
-    def forward(params, variables, x):
-        full = {"params": params, **variables}
-        output, seen = read_by(network, full, x, train=True, mutable=["batch_stats"])
-        return output, {group.name: seen[read] for group, read in zip(groups, layers[1:], strict=True)}
-
-    return UnitGraph(tuple(groups), forward)
-
-
-@pytest.fixture(scope="session")
-def conv_units():
-    return write_conv_units
-
-
-@pytest.fixture(scope="session")
-def resnet_units():
-    return write_resnet_units
 
 
 @pytest.fixture(scope="session")

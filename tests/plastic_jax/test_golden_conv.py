@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import continual_backprop
-from plastic_jax.networks import ConvNet
+from plastic_jax import ConvNet, continual_backprop, trace_units
 
 NETWORK = ConvNet()
 FLATTENED = (128, 2, 2)  # channels and positions that the first dense layer reads
@@ -66,22 +65,24 @@ def recorded_row(key, n, fan_in, fan_out, dtype):
 
 
 @pytest.fixture(scope="module")
-def learn(traces, conv_units):
+def learn(traces):
     load_trace, _, _ = traces
     trace = load_trace("conv_cbp")
 
     @functools.cache
     def run(precision):
         with jax.enable_x64(precision == "f64"):
-            return trace, replay(trace, conv_units, jnp.dtype("float64" if precision == "f64" else "float32"))
+            return trace, replay(trace, jnp.dtype("float64" if precision == "f64" else "float32"))
 
     return run
 
 
-def replay(trace, conv_units, dtype):
+def replay(trace, dtype):
     config = trace.config
     params = our_params(trace, "init", dtype)
-    units = conv_units(NETWORK, params)
+    units = trace_units(
+        lambda params, x: NETWORK.apply({"params": params}, x), params, jnp.zeros((1, 32, 32, 3), dtype)
+    )
     tx = continual_backprop(
         optax.sgd(config["lr"], momentum=config["momentum"]),
         units,

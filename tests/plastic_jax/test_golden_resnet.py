@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import continual_backprop
-from plastic_jax.networks import ResNet
+from plastic_jax import ResNet, continual_backprop, trace_units
 from plastic_jax.paths import get_leaf
 
 RECORDED = [pytest.param("full", False, id="full_width"), pytest.param("narrow", True, id="narrow")]
@@ -88,19 +87,23 @@ def recorded_row(key, n, fan_in, fan_out, dtype):
 
 
 @pytest.fixture(scope="module")
-def learn(traces, resnet_units):
+def learn(traces):
     load_trace, _, _ = traces
 
     @functools.cache
     def run(name, precision, full=False):
         trace = load_trace(f"resnet_cbp_{name}", full)
         with jax.enable_x64(precision == "f64"):
-            return trace, replay(trace, resnet_units, jnp.dtype("float64" if precision == "f64" else "float32"))
+            return trace, replay(trace, jnp.dtype("float64" if precision == "f64" else "float32"))
 
     return run
 
 
-def replay(trace, resnet_units, dtype):
+def training(network, params, variables, x):
+    return network.apply({"params": params, **variables}, x, train=True, mutable=["batch_stats"])
+
+
+def replay(trace, dtype):
     config = trace.config
     network = ResNet(config["num_classes"], tuple(config["widths"]))
     params = our_layout(initial(trace), dtype)
@@ -110,7 +113,12 @@ def replay(trace, resnet_units, dtype):
     fresh = {"mean": jnp.zeros, "var": jnp.ones}
     statistics = jax.tree_util.tree_map_with_path(lambda p, s: fresh[p[-1].key](s.shape, dtype), shapes["batch_stats"])
     variables = {"batch_stats": statistics}
-    units = resnet_units(network, params)
+    units = trace_units(
+        functools.partial(training, network),
+        shapes["params"],
+        x[0],
+        variables={"batch_stats": shapes["batch_stats"]},
+    ).without("*shortcut*")  # as in the published code, where the next 3 x 3 convolution is the only reader
     tx = continual_backprop(
         optax.chain(
             optax.add_decayed_weights(config["weight_decay"]), optax.sgd(config["lr"], momentum=config["momentum"])

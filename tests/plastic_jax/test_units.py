@@ -126,7 +126,11 @@ def published(name, batch):
     rest = {"batch_stats": made["batch_stats"]} if "batch_stats" in made else None
     if rest is None:
         return (lambda p, x: network.apply({"params": p}, x)), (made["params"], x), None
-    return (lambda p, v, x: network.apply({"params": p, **v}, x, mutable=["batch_stats"])), (made["params"], x), rest
+    return training(network), (made["params"], x), rest
+
+
+def training(network):
+    return lambda p, v, x: network.apply({"params": p, **v}, x, train=True, mutable=["batch_stats"])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -147,7 +151,7 @@ def test_features_cost_nothing(name):
     apply, (shapes, x), variables = published(name, 2)
     if name == "resnet":
         small = ResNet(widths=(4, 8, 8, 8))
-        apply = lambda p, v, x: small.apply({"params": p, **v}, x, mutable=["batch_stats"])  # noqa: E731
+        apply = training(small)
         made = jax.eval_shape(small.init, jax.random.key(0), x)
         shapes, variables = made["params"], {"batch_stats": made["batch_stats"]}
     units = trace_units(apply, shapes, x, variables=variables)
@@ -170,3 +174,18 @@ def test_features_cost_nothing(name):
     flops, bytes_ = ([step.cost_analysis()[kind] for step in steps] for kind in ("flops", "bytes accessed"))
     assert flops[0] == flops[1]
     assert bytes_[0] == bytes_[1]
+
+
+def test_without_leaves_parameters_out_by_name():
+    network = ResNet(widths=(4, 8, 8, 8))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    made = jax.eval_shape(network.init, jax.random.key(0), x)
+    units = trace_units(training(network), made["params"], x, variables={"batch_stats": made["batch_stats"]})
+    alone = units.without("*shortcut*")
+    paths = lambda graph: {s.path for g in graph.groups for s in (*g.incoming, *g.outgoing)}  # noqa: E731
+    assert {p for p in paths(units) if "shortcut" not in p} == paths(alone)
+    assert [g.name for g in units.groups] == [g.name for g in alone.groups]
+    with pytest.raises(ValueError, match=r"no parameter around the units matches '\*short'"):
+        units.without("*short")
+    with pytest.raises(ValueError, match=r"'\*/Conv_1/\*' would leave nothing around the units of BasicBlock_0/Conv_0"):
+        units.without("*/Conv_1/*")
