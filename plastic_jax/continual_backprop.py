@@ -144,10 +144,13 @@ def continual_backprop(
         >>> def loss(params):
         ...     y, features = units.apply(params, x)
         ...     return jnp.mean((y - x**2) ** 2), features
-        >>> for _ in range(200):
+        >>> @jax.jit
+        ... def step(params, state):
         ...     grads, features = jax.grad(loss, has_aux=True)(params)
         ...     updates, state = tx.update(grads, state, params, features=features)
-        ...     params = optax.apply_updates(params, updates)
+        ...     return optax.apply_updates(params, updates), state
+        >>> for _ in range(200):
+        ...     params, state = step(params, state)
         >>> print(bool(loss(params)[0] < 0.01))
         True
 

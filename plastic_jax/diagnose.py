@@ -13,6 +13,7 @@ import numpy as np
 from plastic_jax import metrics
 from plastic_jax.paths import get_leaf
 from plastic_jax.reset import check_units
+from plastic_jax.statistics import feature_matrix
 from plastic_jax.units import UnitGraph, UnitGroup, trace_units
 
 _BOUNDED = {"tanh": "tanh", "sigmoid": "sigmoid", "logistic": "sigmoid"}
@@ -196,7 +197,7 @@ def diagnose(
             features = objective(fixed[0])[1]
         else:
             grads, features = jax.grad(objective, has_aux=True)(fixed[0])
-        values = {g.name: _matrix(g, features[g.name]) for g in graph.groups}
+        values = {g.name: feature_matrix(g, features[g.name]) for g in graph.groups}
         return values, {name: _counts(v) for name, v in values.items()}, grads
 
     compiled = jax.jit(look)
@@ -290,15 +291,6 @@ class _Seen:
 def _inputs(batch: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, ...]:
     given = batch if inputs is None else inputs(batch)
     return tuple(given) if isinstance(given, tuple | list) else (given,)
-
-
-def _matrix(group: UnitGroup, feature: jax.Array) -> jax.Array:
-    """The group's values as `[samples, width]`; positions and copies count as samples."""
-    axes = tuple(axis % feature.ndim for axis in group.feature_axes)
-    rest = tuple(axis for axis in range(feature.ndim) if axis not in axes)
-    values = jnp.transpose(feature, (*rest, *axes)).reshape(-1, group.width, group.copies)
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    return jnp.swapaxes(values, 1, 2).reshape(-1, group.width)
 
 
 @jax.jit

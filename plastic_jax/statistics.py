@@ -18,6 +18,15 @@ def mean_feature(group: UnitGroup, feature: jax.Array, axis_name: str | None = N
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
+def feature_matrix(group: UnitGroup, feature: jax.Array) -> jax.Array:
+    """The group's values as `[samples, width]`, in float32 at least; positions and copies count as samples."""
+    axes = tuple(axis % feature.ndim for axis in group.feature_axes)
+    rest = tuple(axis for axis in range(feature.ndim) if axis not in axes)
+    values = jnp.transpose(feature, (*rest, *axes)).reshape(-1, group.width, group.copies)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return jnp.swapaxes(values, 1, 2).reshape(-1, group.width)
+
+
 def unit_stats(
     group: UnitGroup, params: Any, feature: jax.Array, centre: jax.Array, key: jax.Array, axis_name: str | None = None
 ) -> UnitStats:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax import metrics
+from plastic_jax.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
 
 _LARGE = 8192
@@ -114,7 +115,7 @@ class SupervisedLearner:
         if self.units is None or not self.units.groups:
             return seen
         _, features = self.units.apply(state.params, x)
-        matrices = [jnp.reshape(features[g.name], (-1, features[g.name].shape[-1])) for g in self.units.groups]
+        matrices = [feature_matrix(g, features[g.name]) for g in self.units.groups]
         total = sum(g.width for g in self.units.groups)
 
         spectra = [metrics.singular_values(m) for m in matrices]
