@@ -1,19 +1,20 @@
 """`trace_units`: the unit graph of any model, found by following its jaxpr."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from plastic_jax.paths import leaf_names, path_name
-from plastic_jax.units import jaxprs
+from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.check import check_graph
 from plastic_jax.units.features import evaluate
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.groups import Found, find
-from plastic_jax.units.story import Leaf
-from plastic_jax.units.walk import follow
+from plastic_jax.units.rules import LOOPS, RULES
+from plastic_jax.units.story import Entries, Frame, Leaf, Story, Value
+from plastic_jax.units.walk import Walk
 
 
 def trace_units(
@@ -102,3 +103,27 @@ def _new_variables(apply: Callable[..., Any], args: tuple[Any, ...], variables: 
         for number, (tail, (_, leaf)) in enumerate(zip(tails, outputs, strict=True))
         if any(known[name] == leaf.shape for name in tail & known.keys())
     )
+
+
+def follow(closed: jaxprs.ClosedJaxpr, inputs: Sequence[Leaf | None], running: Collection[int]) -> Story:
+    """The story of a program.
+
+    Args:
+        closed: the program.
+        inputs: per input, the leaf that it is; `None` for what is no parameter.
+        running: numbers of the outputs that are new values of variables.
+
+    Raises:
+        NotImplementedError: an operation on units or parameters that has no rule; names it and its line.
+    """
+    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars]
+    values = []
+    for leaf, shape in zip(inputs, shapes, strict=True):
+        whole = Entries(tuple(labels.along(axis, len(shape), n) for axis, n in enumerate(shape)))
+        values.append(Value(shape, depends=True) if leaf is None else Value(shape, entries={leaf: whole}))
+    known = {leaf: shape for leaf, shape in zip(inputs, shapes, strict=True) if leaf is not None}
+    walk = Walk(known, RULES, LOOPS)
+    for number, value in enumerate(walk.run(closed, values, Frame())):
+        if not value.running and number not in running:
+            walk.leak(value, "is part of the output")
+    return walk.story

@@ -7,46 +7,33 @@ to channels and entries is a function in `plastic_jax.units.rules`.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.rules import LOOPS, RULES
-from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Place, Story, Value
+from plastic_jax.units.story import Entering, Frame, Leaf, Made, Place, Story, Value
 
-
-def follow(closed: jaxprs.ClosedJaxpr, inputs: Sequence[Leaf | None], running: Collection[int]) -> Story:
-    """The story of a program.
-
-    Args:
-        closed: the program.
-        inputs: per input, the leaf that it is; `None` for what is no parameter.
-        running: numbers of the outputs that are new values of variables.
-
-    Raises:
-        NotImplementedError: an operation on units or parameters that has no rule; names it and its line.
-    """
-    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars]
-    values = []
-    for leaf, shape in zip(inputs, shapes, strict=True):
-        whole = Entries(tuple(labels.along(axis, len(shape), n) for axis, n in enumerate(shape)))
-        values.append(Value(shape, depends=True) if leaf is None else Value(shape, entries={leaf: whole}))
-    follower = Walk({leaf: shape for leaf, shape in zip(inputs, shapes, strict=True) if leaf is not None})
-    for number, value in enumerate(follower.run(closed, values, Frame())):
-        if not value.running and number not in running:
-            follower.leak(value, "is part of the output")
-    return follower.story
+Rule = Callable[["Walk", jaxprs.JaxprEqn, list[Value], Frame], list[Value]]
+"""What one operation does to channels and parameters."""
 
 
 class Walk:
-    """One pass over a program, and what it has found out so far."""
+    """One pass over a program, and what it has found out so far.
 
-    def __init__(self, shapes: Mapping[Leaf, tuple[int, ...]]) -> None:
+    Args:
+        shapes: of all leaves.
+        rules: by name of the operation, for those that meet channels or parameters.
+        loops: by name, operations that hold programs.
+    """
+
+    def __init__(
+        self, shapes: Mapping[Leaf, tuple[int, ...]], rules: Mapping[str, Rule], loops: Mapping[str, Rule]
+    ) -> None:
         self.story = Story()
-        self.shapes = shapes
+        self.shapes, self.rules, self.loops = shapes, rules, loops
         self.known: dict[Any, int] = {}
 
     def run(self, closed: jaxprs.ClosedJaxpr, args: Sequence[Value], frame: Frame) -> list[Value]:
@@ -72,13 +59,13 @@ class Walk:
         name, inner = eqn.primitive.name, jaxprs.body(eqn)
         if inner is not None:
             return self.call(eqn, inner, values, frame)
-        if name in LOOPS:
-            return LOOPS[name](self, eqn, values, frame)
+        if name in self.loops:
+            return self.loops[name](self, eqn, values, frame)
         plain = [Value(jaxprs.shape(v), depends=any(v.depends for v in values)) for v in eqn.outvars]
         if not any(v.made or v.entries or v.statistic for v in values):
             return plain
-        if name in RULES:
-            return RULES[name](self, eqn, values, frame)
+        if name in self.rules:
+            return self.rules[name](self, eqn, values, frame)
         if not any(v.made or any(kind == "params" for kind, _ in v.entries) for v in values):
             return plain
         line = next((line for line in map(jaxprs.line_of, frame.calls(eqn)) if line), "an unknown line")

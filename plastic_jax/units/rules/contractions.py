@@ -1,19 +1,15 @@
 """Contractions: what makes channels and what reads them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
 from plastic_jax.units.story import Entries, Frame, Leaf, Made, Reading, Value, clearest
-
-if TYPE_CHECKING:
-    from plastic_jax.units.walk import Walk
+from plastic_jax.units.walk import Walk
 
 
 def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:

@@ -1,17 +1,12 @@
 """Elementwise operations: channels that meet, parameters that meet channels, nonlinearities, skip connections."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.story import Entries, Frame, Leaf, Made, Value, clearest
-
-if TYPE_CHECKING:
-    from plastic_jax.units.walk import Walk
-
+from plastic_jax.units.walk import Walk
 
 _PASS_ON = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient", "real", "imag", "neg"}
 _PASS_ON |= {"device_put", "sharding_constraint", "optimization_barrier", "pvary", "bitcast_convert_type"}

@@ -1,17 +1,13 @@
 """Loops and branches."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
 from plastic_jax.units.story import EVERY, Frame, Made, Value
-
-if TYPE_CHECKING:
-    from plastic_jax.units.walk import Walk
+from plastic_jax.units.walk import Walk
 
 
 def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:

@@ -1,20 +1,15 @@
 """Data movement, reductions and windows: label arrays move as the data do."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
 from plastic_jax.units.story import Entries, Frame, Made, Value
-
-if TYPE_CHECKING:
-    from plastic_jax.units.walk import Walk
-
+from plastic_jax.units.walk import Walk
 
 MARK = "units/"
 """Values named `units/NAME` by `jax.ad_checkpoint.checkpoint_name` are features, whatever they have passed."""

@@ -1,17 +1,12 @@
 """Reductions, pooling, sorting: channels along whose axis they go are mixed; all others are left what they are."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.story import Frame, Made, Value
-
-if TYPE_CHECKING:
-    from plastic_jax.units.walk import Walk
-
+from plastic_jax.units.walk import Walk
 
 _REDUCE = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
 _ALONG = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"}
