@@ -65,6 +65,8 @@ _PLACES = (
     "log",
     "history",
 )  # name no setting of a curve
+# Mean the same whatever the method; every other setting is its method's own.
+_SHARED = ("task", "network", "preset", "steps", "bin", "optimizer", "step_size", "momentum", "b1", "b2")
 INK = "#333333"
 
 
@@ -136,21 +138,36 @@ def _attributes(curve: Curve) -> dict[str, Any]:
 
 
 def _distinctions(found: list[Curve]) -> list[str]:
-    """Per curve the settings that differ: from all curves that have them, and from curves of the same label.
+    """Per curve the settings that differ among curves of the same label, of the same method, and, if shared, of all.
 
-    The linear baseline differs from all others in its network by what it is: it is compared with its like only.
+    A method's own settings tell it from no other method, whose name does so. The linear baseline differs from all
+    others in its network by what it is: it is compared with its like only. A value that is the label is not repeated.
     """
     attributes = [_attributes(curve) for curve in found]
     labels = [curve.run.label for curve in found]
-    linear = [baseline(curve.run) == "linear" for curve in found]
-    others = [each for each, apart in zip(attributes, linear, strict=True) if not apart]
-    common = {key for key in others[0] if all(key in each for each in others)} if others else set()
+    methods = [None if baseline(curve.run) == "linear" else curve.run.meta["method"] for curve in found]
+    others = [each for each, method in zip(attributes, methods, strict=True) if method is not None]
     texts = []
-    for label, own, apart in zip(labels, attributes, linear, strict=True):
+    for label, method, own in zip(labels, methods, attributes, strict=True):
         same = [each for other, each in zip(labels, attributes, strict=True) if other == label]
-        names = [key for key in own if _varies(key, same) or (not apart and key in common and _varies(key, others))]
+        like = [each for other, each in zip(methods, attributes, strict=True) if other == method]
+        names = [
+            key
+            for key in own
+            if str(own[key]) != label
+            and (_varies(key, same) or (method is not None and _differs(key, others if _is_shared(key) else like)))
+        ]
         texts.append(", ".join(f"{key}={_text(own[key], [each.get(key) for each in attributes])}" for key in names))
     return _unique(found, labels, texts)
+
+
+def _is_shared(key: str) -> bool:
+    return key in _SHARED or key.startswith("task.")
+
+
+def _differs(key: str, attributes: list[dict[str, Any]]) -> bool:
+    """Whether all have the setting, and not the same."""
+    return all(key in each for each in attributes) and _varies(key, attributes)
 
 
 def _varies(key: str, attributes: list[dict[str, Any]]) -> bool:

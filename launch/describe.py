@@ -45,7 +45,7 @@ def method(name: str) -> str:
         lines += [f"  {setting} ({kind} from {number.low:g} to {number.high:.10g}, default {number.default:g})"]
         lines += [f"    {number.meaning}", *_presets(name, setting, number)]
     for setting, choice in spec.static.items():
-        allowed = ", ".join(map(str, choice.allowed)) if choice.allowed else "a positive whole number"
+        allowed = ", ".join(map(str, choice.allowed)) if choice.allowed else choice.whole_numbers
         lines += [f"  {setting} ({allowed}; default {choice.default})"]
         lines += [f"    {choice.meaning}", *_presets(name, setting, choice)]
     return "\n".join(lines)

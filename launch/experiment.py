@@ -290,8 +290,8 @@ def _checked_choice(where: str, method: MethodSpec, name: str, value: Any) -> An
     choice = method.static[name]
     if choice.allowed and value not in choice.allowed:
         raise unknown(f"{where}.{name}", str(value), [str(a) for a in choice.allowed])
-    if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{where}.{name}: '{value}' is not a positive whole number")
+    if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < choice.low):
+        raise InputError(f"{where}.{name}: '{value}' is not {choice.whole_numbers}")
     return value
 
 

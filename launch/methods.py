@@ -33,12 +33,21 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A setting that shapes the program: one of `allowed`, or any value of `kind` where nothing is listed."""
+    """A setting that shapes the program: one of `allowed`, or any value of `kind` where nothing is listed.
+
+    `low` is the least whole number allowed; it counts for the kind `int` only.
+    """
 
     default: Any
     meaning: str
     allowed: tuple[Any, ...] = ()
     kind: type = str
+    low: int = 1
+
+    @property
+    def whole_numbers(self) -> str:
+        """The whole numbers allowed, in words."""
+        return "a positive whole number" if self.low == 1 else f"a whole number from {self.low} on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,7 @@ INITIALIZER = Choice(
     "law of a fresh unit's weights",
     ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
 )
-HISTORY = Choice(0, "replacements kept for launch.units, 20 bytes each; 0 keeps none", kind=int)
+HISTORY = Choice(0, "replacements kept for launch.units, 20 bytes each; 0 keeps none", kind=int, low=0)
 RESET_STATE = Choice(True, "reset the inner optimizer's state of a replaced unit", (True, False), bool)
 
 
@@ -287,7 +296,7 @@ METHODS: dict[str, MethodSpec] = {
         ),
         MethodSpec(
             "redo",
-            "every few hundred steps, units much less active than the mean of their layer start afresh",
+            "at regular intervals, units much less active than the mean of their layer start afresh",
             _redo,
             OPTIMIZER_NUMBERS
             | {
@@ -303,7 +312,9 @@ METHODS: dict[str, MethodSpec] = {
             OPTIMIZER
             | {
                 "initializer": INITIALIZER,
-                "max_replacements": Choice(0, "bound on units replaced per layer and reset; 0: no bound", kind=int),
+                "max_replacements": Choice(
+                    0, "bound on units replaced per layer and reset; 0: no bound", kind=int, low=0
+                ),
                 "reset_state": RESET_STATE,
                 "history": HISTORY,
             },

@@ -52,7 +52,8 @@ _REGRESSION_TUNED = {
     "continual_backprop": {"replacement_rate": 1e-4, "maturity_threshold": 100},
 }
 _MNIST_TUNED = {
-    name: {"step_size": 0.003} for name in ("backprop", "fresh_network", "linear", "shrink_and_perturb_at_boundary")
+    name: {"step_size": 0.003}
+    for name in ("backprop", "fresh_network", "linear", "redo", "shrink_and_perturb_at_boundary")
 } | {
     "l2": {"step_size": 0.003, "weight_decay": 1e-4},
     "decoupled_weight_decay": {"step_size": 0.003, "weight_decay": 1e-4},
@@ -66,6 +67,7 @@ _MNIST_TUNED = {
     "continual_backprop": {"step_size": 0.003, "replacement_rate": 1e-6, "maturity_threshold": 100},
 }
 _AS_PUBLISHED = {"reset_state": False}
+_REDO_AS_PUBLISHED = {"decay_rate": 0.0, **_AS_PUBLISHED}
 
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
@@ -84,7 +86,8 @@ TASKS: dict[str, TaskSpec] = {
                         "maturity_threshold": 10,
                         "count": "bernoulli",
                         **_AS_PUBLISHED,
-                    }
+                    },
+                    "redo": _REDO_AS_PUBLISHED,
                 },
             },
             default_steps=1_000_000,
@@ -107,6 +110,7 @@ TASKS: dict[str, TaskSpec] = {
                         "noise_every": 1,
                     },
                     "continual_backprop": {**_MNIST_TUNED["continual_backprop"], **_AS_PUBLISHED},
+                    "redo": {**_MNIST_TUNED["redo"], **_REDO_AS_PUBLISHED},
                 },
             },
             default_steps=48_000_000,

@@ -31,8 +31,8 @@ HEAD = (
 EXPLAINED = (
     "replacements: kept per seed, and lost per seed, of all groups, where the history was too short. median life: "
     "steps, after Kaplan and Meier; units still there at the end are censored. useful after: the age in steps at which "
-    "half of the new units still there are worth more than their group's median unit. soon replaced again: share of "
-    "the replacements that are themselves replaced within the given steps, and its 95 % interval."
+    "half of the new units still there are above their group's median in what the method ranks by. soon replaced "
+    "again: share of the new units (of how many) that are replaced within the given steps, and its 95 % interval."
 )
 
 
@@ -150,7 +150,8 @@ def _soon_text(lives: Lifetimes, soon: int | None) -> str:
     if not len(again.exit) or not math.isfinite(share):
         return f"none seen for {soon} steps"
     ends = f" [{100 * (1 - high):.3g}, {100 * (1 - low):.3g}]" if math.isfinite(low) else ""
-    return f"{100 * (1 - share):.3g} %{ends} within {soon}"
+    seen = np.count_nonzero(again.exit > again.entry)
+    return f"{100 * (1 - share):.3g} % of {seen}{ends} within {soon}"
 
 
 def _protection(curve: Curve) -> int | None:
@@ -202,7 +203,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "soon",
         None,
-        "Steps that count as replaced again soon; default: twice the maturity threshold (ReDo: the period).",
+        "Steps that count as replaced again soon; default: twice the maturity threshold (ReDo: twice the period).",
         lower_bound=1,
         flag_values=values,
     )

@@ -2,11 +2,11 @@
 
 from plastic_jax import metrics
 from plastic_jax.adam import AdamState, adam
-from plastic_jax.continual_backprop import ContinualBackpropState, continual_backprop
+from plastic_jax.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, ContinualBackpropState, continual_backprop
 from plastic_jax.diagnose import Diagnosis, diagnose
 from plastic_jax.initializers import Law, UnitInitializer
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
-from plastic_jax.redo import RedoState, redo
+from plastic_jax.redo import REDO_STATIC_ARGS, RedoState, redo
 from plastic_jax.shrink_and_perturb import (
     ShrinkAndPerturbState,
     published_shrink_and_perturb,
@@ -19,7 +19,9 @@ from plastic_jax.utility import UTILITIES, UnitStats, Utility
 from plastic_jax.weight_decay import weight_decay
 
 __all__ = [
+    "CONTINUAL_BACKPROP_STATIC_ARGS",
     "MLP",
+    "REDO_STATIC_ARGS",
     "UTILITIES",
     "AdamState",
     "BatchNorm",

@@ -27,7 +27,7 @@ LOOK_EVERY = 100
 """Steps between two looks at all units: the sort that finds a median costs as much as some steps of a small network."""
 
 _COLUMNS = ("step", "group", "unit", "age", "utility")
-_MOST = 2**30
+_MOST = 2**30  # one look adds less than as much again, so that an int32 cannot overflow
 
 
 class Biography(NamedTuple):
@@ -73,14 +73,9 @@ def empty(size: int, names: Iterable[str]) -> Biography | None:
     """A biography before step 0, or `None` for size 0.
 
     Args:
-        size: replacements that the buffer holds, 20 bytes each.
+        size: replacements that the buffer holds, from 0 on, 20 bytes each.
         names: the names of the groups.
-
-    Raises:
-        ValueError: `size` is not an integer from 0 on.
     """
-    if not isinstance(size, int) or size < 0:
-        raise ValueError(f"history={size!r} is not an integer from 0 on")
     if size == 0:
         return None
     return Biography(

@@ -1,26 +1,52 @@
 """Checks of arguments that methods share; each error says which method, which argument, and what is allowed."""
 
 import math
+import numbers
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from plastic_jax.units.graph import UnitGraph
 
 
-def check_number(method: str, name: str, value: Any, low: float, high: float, *, below: bool = False) -> None:
-    """A Python number is in `[low, high]`, or in `[low, high)` with `below`; arrays are let through.
+def check_number(
+    method: str, name: str, value: Any, low: float, high: float, *, below: bool = False, integer: bool = False
+) -> None:
+    """A number is in `[low, high]`, or in `[low, high)` with `below`, and whole with `integer`; arrays are let through.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not, or it is neither a number nor an array.
     """
-    if not isinstance(value, int | float) or (low <= value < high if below else low <= value <= high):
-        return
-    raise ValueError(f"{method}: {name}={value} is not in [{low}, {high}{')' if below else ']'}")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if hasattr(value, "dtype"):
+            return
+        raise ValueError(f"{method}: {name}={value!r} is neither a number nor an array")
+    number = float(value)
+    if not (low <= number < high if below else low <= number <= high):
+        raise ValueError(f"{method}: {name}={value} is not in [{low}, {high}{')' if below else ']'}")
+    if integer and not number.is_integer():
+        raise ValueError(f"{method}: {name}={value} is not a whole number")
 
 
-def check_positive_integer(method: str, name: str, value: Any) -> None:
-    """ValueError where the value is not a positive Python integer."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{method}: {name}={value!r} is not a positive integer")
+def check_integer(method: str, name: str, value: Any, low: int) -> None:
+    """ValueError where the value is not an integer, of Python or numpy, from `low` on."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < low:
+        raise ValueError(f"{method}: {name}={value!r} is not an integer from {low} on")
+
+
+def check_parts(method: str, units: Any, initializer: Any, key: Any) -> None:
+    """What a method that replaces units is made of: a unit graph, a law of fresh weights, and a typed random key.
+
+    Raises:
+        ValueError: one of them is something else.
+    """
+    if not isinstance(units, UnitGraph):
+        raise ValueError(f"{method}: units is no UnitGraph; see trace_units")
+    if not isinstance(initializer, str) and not callable(initializer):
+        raise ValueError(f"{method}: initializer={initializer!r} is neither a name nor a function")
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{method}: key is no typed random key; jax.random.key(0) is one")
 
 
 def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> None:
@@ -37,8 +63,9 @@ def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> N
         if group.name not in features:
             there = ", ".join(sorted(features))
             raise ValueError(f"{method}: features has no entry '{group.name}'; there are: {there}")
-        shape = features[group.name].shape
-        if math.prod(shape[axis] for axis in group.feature_axes) != group.width * group.copies:
+        shape = jnp.shape(features[group.name])
+        there = all(-len(shape) <= axis < len(shape) for axis in group.feature_axes)
+        if not there or math.prod(shape[axis] for axis in group.feature_axes) != group.width * group.copies:
             copies = f" at {group.copies} positions" if group.copies > 1 else ""
             what = f"features['{group.name}'] of shape {shape}"
             raise ValueError(f"{method}: {what} has not {group.width} units{copies}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.biography import Biography, empty, record
-from plastic_jax.checks import check_number, check_positive_integer, check_update
+from plastic_jax.checks import check_integer, check_number, check_parts, check_update
 from plastic_jax.counting import CountRule, expected_replacements, owed
 from plastic_jax.initializers import UnitInitializer, unit_initializer
 from plastic_jax.lanes import any_lane
@@ -16,6 +16,7 @@ from plastic_jax.paths import get_leaf, leaf_key, set_leaves
 from plastic_jax.propagation import outgoing_gradient, recursive_worth
 from plastic_jax.reset import (
     Replacement,
+    add_replaced,
     check_units,
     draw_replacement,
     reset_inner_state,
@@ -23,12 +24,12 @@ from plastic_jax.reset import (
     reset_updates,
     transferred_bias,
 )
-from plastic_jax.statistics import mean_feature, unit_stats
+from plastic_jax.statistics import group_dtype, mean_feature, unit_stats
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 from plastic_jax.utility import UnitStats, Utility, unit_utility
 
 _NAME = "continual_backprop"
-STATIC_ARGS = (
+CONTINUAL_BACKPROP_STATIC_ARGS = (
     "units",
     "utility",
     "initializer",
@@ -41,6 +42,7 @@ STATIC_ARGS = (
     "axis_name",
     "history",
 )
+"""Arguments of `continual_backprop` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
 class ContinualBackpropState(NamedTuple):
@@ -49,7 +51,7 @@ class ContinualBackpropState(NamedTuple):
     Attributes:
         inner: the inner optimizer's state.
         key: typed key, never changed; step `t` uses `fold_in(key, t)`.
-        count: int32 scalar, steps taken.
+        count: int32 scalar, steps taken; saturates.
         age: int32 `[width]`, steps since a unit was made; saturates.
         utility: float `[width]`, running average of the measure, not corrected for age.
         mean_activation: float `[width, copies]`, running average of the unit's value, not corrected for age.
@@ -176,6 +178,9 @@ def continual_backprop(
 
     `update` needs `params` and the extra argument `features`, by group name; `clock` is optional, others are ignored.
 
+    For `optax.inject_hyperparams`, which must leave the arguments that are no numbers as they are:
+    `optax.inject_hyperparams(continual_backprop, CONTINUAL_BACKPROP_STATIC_ARGS)(inner=inner, units=units, ...)`.
+
     Returns:
         The transformation. With rate 0 its updates are those of `inner`, bit for bit.
 
@@ -192,12 +197,14 @@ def continual_backprop(
     `"lifetime_contribution"`.
     """
     inner = optax.with_extra_args_support(inner)
+    check_parts(_NAME, units, initializer, key)
     measure = unit_utility(utility)
     check_number(_NAME, "replacement_rate", replacement_rate, 0.0, 1.0)
-    check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1)
+    check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1, integer=True)
     check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
-    check_positive_integer(_NAME, "max_replacements", max_replacements)
-    check_positive_integer(_NAME, "utility_every", utility_every)
+    check_integer(_NAME, "max_replacements", max_replacements, 1)
+    check_integer(_NAME, "utility_every", utility_every, 1)
+    check_integer(_NAME, "history", history, 0)
     _check_choices(count, count_units)
     bounds = {g.name: min(max_replacements, g.width) for g in units.groups}
     laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
@@ -205,7 +212,7 @@ def continual_backprop(
     def init(params: Any) -> ContinualBackpropState:
         check_units(units, params, _NAME)
         groups = {g.name: g for g in units.groups}
-        dtype = {n: _group_dtype(g, params) for n, g in groups.items()}
+        dtype = {n: group_dtype(g, params) for n, g in groups.items()}
         return ContinualBackpropState(
             inner=inner.init(params),
             key=leaf_key(key, _NAME),  # a key of its own: donating the state leaves the caller's alone
@@ -350,7 +357,6 @@ def _next_state(
     history: Biography | None,
 ) -> ContinualBackpropState:
     gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
-    total = {n: state.replaced[n] + jnp.sum(gone[n], dtype=jnp.int32) for n in gone}
     return ContinualBackpropState(
         inner=inner_state,
         key=state.key,
@@ -359,7 +365,7 @@ def _next_state(
         utility={n: jnp.where(gone[n], 0.0, u) for n, u in new.utility.items()},
         mean_activation={n: jnp.where(gone[n][:, None], 0.0, m) for n, m in new.mean_activation.items()},
         accumulator={n: s.accumulator for n, s in seen.items()},
-        replaced={n: jnp.where(total[n] < state.replaced[n], state.replaced[n], total[n]) for n in gone},
+        replaced=add_replaced(state.replaced, gone),
         lifetime_absolute=new.lifetime_absolute,
         history=history,
     )
@@ -368,10 +374,6 @@ def _next_state(
 def _corrected(averages: dict[str, jax.Array], seen: dict[str, _Seen]) -> dict[str, jax.Array]:
     """Running means `[width, copies]`, corrected for age."""
     return {n: average / seen[n].correction[:, None] for n, average in averages.items()}
-
-
-def _group_dtype(group: UnitGroup, params: Any) -> Any:
-    return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
 
 
 def _check_choices(count: Any, count_units: Any) -> None:

@@ -166,7 +166,8 @@ def diagnose(
         The diagnosis, a row per group of the graph.
 
     Raises:
-        ValueError: there is no batch, a threshold is outside [0, 1], or the graph does not fit the parameters.
+        ValueError: there is no batch, or an array in place of batches; a threshold is outside [0, 1]; or the graph does
+            not fit the parameters.
 
     References:
         Dohare et al., Nature 632, 2024 (dead and dormant units, ranks, weight magnitude); Sokar et al., "The dormant
@@ -175,6 +176,8 @@ def diagnose(
     for name, value in (("threshold", threshold), ("redo_threshold", redo_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"diagnose: {name}={value} is not in [0, 1]")
+    if hasattr(batches, "shape"):
+        raise ValueError("diagnose: batches is one array; give an iterable of batches, [x] for a single one")
     if rank_samples < 1:
         raise ValueError(f"diagnose: rank_samples={rank_samples} is not positive")
     fixed = (params,) if variables is None else (params, variables)

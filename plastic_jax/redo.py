@@ -7,23 +7,25 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.biography import empty, record
-from plastic_jax.checks import check_number, check_positive_integer, check_update
+from plastic_jax.checks import check_integer, check_number, check_parts, check_update
 from plastic_jax.initializers import UnitInitializer, unit_initializer
 from plastic_jax.lanes import any_lane
-from plastic_jax.paths import get_leaf, leaf_key
+from plastic_jax.paths import leaf_key
 from plastic_jax.reset import (
     Replacement,
+    add_replaced,
     check_units,
     draw_replacement,
     reset_inner_state,
     reset_mask,
     reset_updates,
 )
-from plastic_jax.statistics import mean_feature
+from plastic_jax.statistics import group_dtype, mean_feature
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
 REDO_STATIC_ARGS = ("units", "initializer", "max_replacements", "reset_state", "axis_name", "history")
+"""Arguments of `redo` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
 class RedoState(NamedTuple):
@@ -101,6 +103,9 @@ def redo(
 
     `update` needs `params` and the extra argument `features`, by group name; others are handed to `inner`.
 
+    For `optax.inject_hyperparams`, which must leave the arguments that are no numbers as they are:
+    `optax.inject_hyperparams(redo, REDO_STATIC_ARGS)(inner=inner, units=units, ...)`.
+
     Between resets the updates are those of `inner`, bit for bit. They pass through a `cond`, for which XLA writes them
     out: 5 to 10 % of the time of a step from batch 128, but up to twice its time at batch 1.
 
@@ -114,18 +119,20 @@ def redo(
     replaces none of a group in which all units are silent; here all of them go.
     """
     inner = optax.with_extra_args_support(inner)
+    check_parts(_NAME, units, initializer, key)
     check_number(_NAME, "threshold", threshold, 0.0, float("inf"))
-    check_number(_NAME, "period", period, 1, 2**31 - 1)
+    check_number(_NAME, "period", period, 1, 2**31 - 1, integer=True)
     check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
     if max_replacements is not None:
-        check_positive_integer(_NAME, "max_replacements", max_replacements)
+        check_integer(_NAME, "max_replacements", max_replacements, 1)
+    check_integer(_NAME, "history", history, 0)
     laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> RedoState:
         check_units(units, params, _NAME)
         age = {g.name: jnp.zeros(g.width, jnp.int32) for g in units.groups}
         none = {g.name: jnp.zeros([], jnp.int32) for g in units.groups}
-        activity = {g.name: jnp.zeros(g.width, _dtype(g, params)) for g in units.groups}
+        activity = {g.name: jnp.zeros(g.width, group_dtype(g, params)) for g in units.groups}
         start = leaf_key(key, _NAME), jnp.zeros([], jnp.int32)
         return RedoState(inner.init(params), *start, age, none, activity, empty(history, age))
 
@@ -165,8 +172,7 @@ def redo(
         updates, inner_state, gone, lives = jax.lax.cond(any_lane(now), reset, leave)
         age = {n: jnp.where(gone[n], 0, a) for n, a in age.items()}
         activity = {n: jnp.where(gone[n], 0.0, a) for n, a in activity.items()}
-        total = {n: state.replaced[n] + jnp.sum(gone[n], dtype=jnp.int32) for n in gone}
-        replaced = {n: jnp.where(total[n] < state.replaced[n], state.replaced[n], total[n]) for n in gone}
+        replaced = add_replaced(state.replaced, gone)
         return updates, RedoState(inner_state, state.key, count, age, replaced, activity, lives)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -181,7 +187,3 @@ def relative_activity(activity: jax.Array) -> jax.Array:
     """ReDo's score: the activity of each unit over the mean of its group, `[width]`; 0 where all are silent."""
     mean = jnp.mean(activity)
     return jnp.where(mean > 0, activity / jnp.where(mean > 0, mean, 1), 0)
-
-
-def _dtype(group: UnitGroup, params: Any) -> Any:
-    return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)

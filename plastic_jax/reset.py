@@ -116,6 +116,12 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
     )
 
 
+def add_replaced(replaced: Mapping[str, jax.Array], gone: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Units replaced so far, 0-d int32 by group name, after those of the masks `gone`, bool `[width]`; saturates."""
+    total = {name: before + jnp.sum(gone[name], dtype=jnp.int32) for name, before in replaced.items()}
+    return {name: jnp.where(total[name] < before, before, total[name]) for name, before in replaced.items()}
+
+
 def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, mean_feature: Any) -> Any:
     """What the readers' biases gain so that the units' mean contribution stays: `sum_i f_i W_out[i]`, by bias path.
 

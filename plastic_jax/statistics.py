@@ -12,6 +12,11 @@ from plastic_jax.utility import UnitStats
 _SMALL, _LARGE = 2**12, 2**20  # values in a kernel
 
 
+def group_dtype(group: UnitGroup, params: Any) -> Any:
+    """The dtype in which a method keeps what it knows of a group: that of its first kernel, float32 at least."""
+    return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
+
+
 def mean_feature(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Mean of `feature` over the mapped axis and all axes but those of the unit and its copies; `[width, copies]`."""
     mean = unit_means(feature, group.feature_axes, group.copies)

@@ -118,7 +118,7 @@ def trainability(
             `[examples, ...]`.
         params: the weights in question.
         init: `init(key) -> params` of a fresh network.
-        inputs: the input, or a tuple of all inputs; examples on the leading axis.
+        inputs: the input, or a tuple or list of all inputs; examples on the leading axis.
         key: typed key of targets, fresh networks and mini-batches.
         targets: `"normal"`: standard normal numbers about the network's mean output; `"labels"`: a class for every
             example, uniform over the last axis of the output; `"network"`: `sin(1e5 f(x; theta'))` of another fresh
@@ -135,7 +135,8 @@ def trainability(
         The learning curves of both, and the gap between them.
 
     Raises:
-        ValueError: a number is not positive, a name is unknown, or `init` gives other parameters than `params`.
+        ValueError: a number is not positive, a name is unknown, the model has too few outputs for labels, or `init`
+            gives other parameters than `params`.
 
     References:
         Lyle et al., "Understanding plasticity in neural networks", ICML 2023 (plasticity as the ease of fitting random
@@ -191,6 +192,9 @@ def _random_targets(
     kind: str, key: jax.Array, outputs: jax.Array, fresh_outputs: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     if kind == "labels":
+        classes = outputs.shape[-1] if outputs.ndim > 1 else 1
+        if classes < 2:
+            raise ValueError(f"trainability: targets='labels' needs at least 2 outputs; the model has {classes}")
         return jax.random.randint(key, outputs.shape[:-1], 0, outputs.shape[-1])
     # About the network's own mean, since to move all outputs at once is easy, and no question of plasticity.
     centre = jnp.mean(outputs, axis=0, keepdims=True)

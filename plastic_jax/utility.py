@@ -54,7 +54,7 @@ class Utility:
         needs: which of the optional statistics the measure looks at: "lifetime_absolute", "outgoing_gradient", "worth".
 
     Raises:
-        ValueError: `needs` names another statistic.
+        ValueError: `needs` is a string, or names another statistic.
     """
 
     measure: Callable[[UnitStats], jax.Array]
@@ -62,6 +62,8 @@ class Utility:
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.needs, str):
+            raise ValueError(f"Utility: needs must be a tuple: ('{self.needs}',)")
         for name in self.needs:
             if name not in OPTIONAL_STATS:
                 raise ValueError(f"Utility: needs names '{name}'; allowed: {', '.join(OPTIONAL_STATS)}")
@@ -119,11 +121,12 @@ def lifetime_contribution(stats: UnitStats) -> jax.Array:
 
 
 def first_order(stats: UnitStats) -> jax.Array:
-    """`|sum_j w_ij g_ij|`, which is `|E[h_i dL/dh_i]|`: how much the loss changes, to first order, without the unit
+    """`|sum_j w_ij g_ij|`, which is `|E[h_i dl/dh_i]|`: the change of the loss, to first order, without the unit
 
-    The sum is over the outgoing kernels. As readers see the product `h_i w_ij` only, a derivative with respect to the
-    activation is not needed. It is exact where all readers of the unit are among its outgoing kernels. Source:
-    Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", ICLR 2017, equation 8.
+    `l` is the loss of one example; `h_i dl/dh_i` is summed over positions, and `w_ij g_ij` over the outgoing kernels.
+    As readers see the product `h_i w_ij` only, a derivative with respect to the activation is not needed. It is exact
+    where all readers of the unit are among its outgoing kernels. Source: Molchanov et al., "Pruning convolutional
+    neural networks for resource efficient inference", ICLR 2017, equation 8.
     """
     return jnp.abs(stats.outgoing_gradient)
 
@@ -162,10 +165,15 @@ def unit_utility(utility: str | Utility) -> Utility:
     """The measure itself, or the one of that name.
 
     Raises:
-        ValueError: no measure has that name.
+        ValueError: no measure has that name, or it is no name at all.
     """
     if isinstance(utility, Utility):
         return utility
+    if not isinstance(utility, str):
+        raise ValueError(
+            f"utility: {utility!r} is no name and no Utility; wrap a function as Utility(function); names: "
+            f"{', '.join(sorted(UTILITIES))}"
+        )
     if utility not in UTILITIES:
         raise ValueError(f"utility: unknown '{utility}'; allowed: {', '.join(sorted(UTILITIES))}")
     return UTILITIES[utility]

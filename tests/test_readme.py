@@ -74,3 +74,11 @@ def test_every_launch_command_names_flags_that_exist():
     train.define_flags(values)
     used = set(re.findall(r"--([a-z_]+)[ =`\\\n]", " ".join(re.findall(r"python -m launch\.train[^`]*", README))))
     assert used <= set(values), used - set(values)
+
+
+def test_the_block_that_looks_inside_runs():
+    x = jax.random.normal(jax.random.key(2), (8, 3))
+    names = {"plastic_jax": plastic_jax, "jax": jax, "nn": nn, "optax": optax, "x": x}
+    setup = "\n".join(block("library").splitlines()[:2])
+    exec(setup, names)
+    exec(block("inside"), names)

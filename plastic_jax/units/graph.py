@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from plastic_jax.paths import get_leaf, set_leaves
+from plastic_jax.units.labels import blocks
 
 Role = Literal["kernel", "bias", "scale", "shift", "mean", "var"]
 
@@ -94,26 +95,13 @@ class Slice:
         values = values.reshape([n if d in dims else 1 for d, n in enumerate(self.view_shape)])
         part = shape if self.window is None else tuple(stop - start for start, stop in self.window)
         full, folded = list(values.shape), list(part)
-        for ours, theirs in _blocks(self.view_shape, part):
+        for ours, theirs in blocks(self.view_shape, part):
             if all(n == 1 for n in values.shape[ours]):
                 folded[theirs] = [1] * len(part[theirs])
             else:
                 full[ours] = self.view_shape[ours]
         values = jnp.broadcast_to(values, full).reshape(folded)
         return values if self.window is None else _padded(values, self.window, shape)
-
-
-def _blocks(shape: tuple[int, ...], other: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Smallest runs of axes that a reshape from one shape to the other keeps together."""
-    i = j = 0
-    while i < len(shape) or j < len(other):
-        start = i, j
-        i, j = min(i + 1, len(shape)), min(j + 1, len(other))
-        while (size := math.prod(shape[start[0] : i])) != (size_of_other := math.prod(other[start[1] : j])):
-            i, j = (i + 1, j) if size < size_of_other else (i, j + 1)
-            if i > len(shape) or j > len(other):
-                raise ValueError(f"UnitGraph: a view of shape {shape} does not fit a parameter of shape {other}")
-        yield slice(start[0], i), slice(start[1], j)
 
 
 def _padded(values: jax.Array, window: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> jax.Array:
@@ -137,7 +125,7 @@ class UnitGroup:
         variables: the unit's running statistics, slices of the pytree of variables (batch normalisation).
         feature_axes: the axes of the feature array that index the unit and its copies; all others are averaged.
         activation: name of the nonlinearity, which sets the gain of a redraw.
-        function_preserving: whether a unit whose outgoing weights are zero has no influence on the output.
+        function_preserving: whether a unit has no influence on the output while its outgoing weights are 0.
         note: where it has, why: `"identity skip into Conv_2"`.
     """
 
@@ -225,6 +213,7 @@ class UnitGraph:
         """The graph as if parameters and variables whose names match `pattern` (`"*shortcut*"`) made and read no units.
 
         The published code treats residual networks so: of a block's unit only the next convolution counts as reader.
+        Groups that lose a slice are no longer `function_preserving`.
 
         Raises:
             ValueError: no slice has such a name, or a group would be left without incoming or outgoing slices.
@@ -237,6 +226,7 @@ class UnitGraph:
                 outgoing=keep(g.outgoing),
                 variables=keep(g.variables),
                 function_preserving=False,
+                note="; ".join(filter(None, (g.note, f"'{pattern}' left out by hand"))),
             )
             if any(fnmatch.fnmatchcase(s.path, pattern) for s in (*g.incoming, *g.outgoing))
             else g
@@ -268,10 +258,12 @@ class UnitGraph:
         ]
 
     def __str__(self) -> str:
-        """A table by layer; `replaceable` says whether that leaves the function as it is, and if not, why."""
+        """A table by layer; `replaceable` says whether a new unit is silent at first, and if not, why."""
         rows = [("layer", "units", "incoming", "outgoing", "replaceable")]
         for row in self.summary():
-            effect = "yes" if row["function_preserving"] else f"changes the output: {row['note']}"
+            effect = (
+                "yes" if row["function_preserving"] else f"new units are not silent: {row['note'] or 'set by hand'}"
+            )
             rows.append(
                 (
                     row["name"],

@@ -11,7 +11,7 @@ from plastic_jax.units import labels
 from plastic_jax.units.bundles import Bundle, Bundles, bundles
 from plastic_jax.units.graph import Slice, UnitGroup
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import EVERY, Leaf, Made, Place, Reading, Story
+from plastic_jax.units.story import EVERY, Entering, Leaf, Made, Place, Reading, Story
 from plastic_jax.units.views import Irregular, View, view_of
 
 
@@ -32,6 +32,7 @@ class Found:
         groups: the groups of units.
         left_out: those that cannot be replaced unit by unit.
         taps: the features of `groups`.
+        running: numbers of the outputs that are running statistics.
         alone: names of the groups whose units are made by their incoming slices and by nothing else.
     """
 
@@ -39,6 +40,7 @@ class Found:
     left_out: tuple[UnitGroup, ...]
     taps: tuple[Tap, ...]
     alone: frozenset[str]
+    running: frozenset[int]
 
 
 def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]]) -> Found:
@@ -57,7 +59,8 @@ def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]]) -> Found:
         elif group is not None and tap is not None:
             groups.append(group)
             taps.append(tap)
-            alone.append(not finder.guests[number])
+            lost = any(e.leaf in finder.common or not finder.owns(e) for e in finder.entering[number])
+            alone.append(not (lost or finder.guests[number]))
     names = _names(groups + left_out)
     named = [dataclasses.replace(g, name=n) for g, n in zip(groups + left_out, names, strict=True)]
     return Found(
@@ -65,6 +68,7 @@ def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]]) -> Found:
         left_out=tuple(named[len(groups) :]),
         taps=tuple(taps),
         alone=frozenset(name for name, closed in zip(names[: len(groups)], alone, strict=True) if closed),
+        running=frozenset(story.running),
     )
 
 
@@ -87,6 +91,7 @@ class _Finder:
         self.leaks = self.bundles.sorted(story.leaks, lambda leak: leak[0])
         self.guests = self.bundles.sorted(story.guests, lambda channels: channels)
         self.biases = _biases(story)
+        self.common = self.shared_leaves()
 
     def group(self, number: int) -> tuple[UnitGroup | None, Tap | None]:
         """A bundle as a group, and its feature; no feature if it is left out, no group if it is linear."""
@@ -104,7 +109,7 @@ class _Finder:
             return dataclasses.replace(blank, note=f"tied weights: '{tied}' both makes and reads its units"), None
         try:
             incoming = [self.slice(o) for o in making if o.leaf[0] == "params"]
-            variables = [self.slice(o) for o in making if o.leaf[0] == "variables"]
+            variables = [self.slice(o) for o in making if o.leaf[0] == "variables" and o.role in ("mean", "var")]
             outgoing = [self.slice(o) for o in reading if o.leaf[0] == "params"]
             tap, feature_axes, copies = self.tap(number, active)
         except Irregular:
@@ -128,13 +133,31 @@ class _Finder:
 
     def making(self, number: int) -> list[_Owned]:
         """What makes the units; what several of them share belongs to none."""
-        found = []
-        for leaf, role, owner, shared in self.entering[number]:
-            one, other = self.bundles.units(shared[:, 0], number), self.bundles.units(shared[:, 1], number)
-            if np.array_equal(one, other):
-                found.append(_Owned(leaf, role, self.bundles.units(owner, number)))
+        found = [
+            _Owned(e.leaf, e.role, self.bundles.units(e.owner, number))
+            for e in self.entering[number]
+            if e.leaf not in self.common and self.owns(e)
+        ]
         kernels = {o.leaf for o in found if o.role == "kernel"}
         return [o for o in found if o.role == "kernel" or o.leaf not in kernels]
+
+    def owns(self, entering: Entering) -> bool:
+        """Whether no entry is shared by several units."""
+        one, other = entering.shared[:, 0], entering.shared[:, 1]
+        bundle, unit = self.bundles.bundle, self.bundles.unit
+        return np.array_equal(bundle[one], bundle[other]) and np.array_equal(unit[one], unit[other])
+
+    def shared_leaves(self) -> set[Leaf]:
+        """Biases, scales and statistics that several layers use (one norm for two)."""
+        first: dict[Leaf, Labels] = {}
+        common: set[Leaf] = set()
+        for e in self.story.entering:
+            unit = np.where(
+                e.owner >= 0, self.bundles.bundle[e.owner] * np.int64(2**32) + self.bundles.unit[e.owner], -1
+            )
+            if e.role != "kernel" and len(labels.together(first.setdefault(e.leaf, unit), unit)):
+                common.add(e.leaf)
+        return common
 
     def reading(self, number: int) -> list[_Owned]:
         """What reads the units."""
@@ -184,8 +207,8 @@ def _biases(story: Story) -> dict[int, list[Leaf]]:
     """Per source, the bias leaves added to its channels."""
     starts = [start for start, _ in story.sources]
     found: dict[int, list[Leaf]] = {}
-    for leaf, role, owner, _ in story.entering:
-        if leaf[0] == "params" and role == "bias":
+    for leaf, _, owner, _, added in story.entering:
+        if leaf[0] == "params" and added:
             there = labels.members(owner)
             first, last = (bisect.bisect_right(starts, int(c)) - 1 for c in (there[0], there[-1]))
             if first == last:

@@ -13,10 +13,12 @@ __all__ = [
     "Literal",
     "body",
     "closed",
+    "fingerprint",
     "line_of",
     "rerun",
     "run",
     "scan_parts",
+    "shape",
     "trace",
 ]
 
@@ -82,6 +84,22 @@ def rerun(eqn: JaxprEqn, run: Callable[..., Any], args: Sequence[Any]) -> Any:
         run.__name__ = eqn.params["name"]
         return jax.jit(run)(*args)
     return run(*args)
+
+
+def fingerprint(jaxpr: ClosedJaxpr) -> Any:
+    """Equal for programs whose values stand at the same places."""
+    inner = lambda eqn: [p for p in jax.tree.leaves(list(eqn.params.values())) if isinstance(p, ClosedJaxpr | Jaxpr)]  # noqa: E731
+    return (
+        tuple(str(v.aval) for v in jaxpr.jaxpr.invars),
+        tuple(
+            (
+                eqn.primitive.name,
+                tuple(str(v.aval) for v in eqn.outvars),
+                tuple(fingerprint(closed(p)) for p in inner(eqn)),
+            )
+            for eqn in jaxpr.jaxpr.eqns
+        ),
+    )
 
 
 def shape(variable: Any) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ reshape, split, concatenation or transposition it is known which unit, or which 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -75,39 +75,26 @@ def expanded(labels: Labels, axis: int, size: int) -> Labels:
 def reshape(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
     """Labels of an array of shape `old` after it was reshaped to `new`."""
     full, small = list(labels.shape), []
-    for these, those in _blocks(old, new):
-        if all(labels.shape[axis] == 1 for axis in these):
-            small += [1] * len(those)
+    for these, those in blocks(old, new):
+        if all(n == 1 for n in labels.shape[these]):
+            small += [1] * len(new[those])
         else:
-            for axis in these:
-                full[axis] = old[axis]
-            small += [new[axis] for axis in those]
+            full[these] = old[these]
+            small += new[those]
     return compressed(np.broadcast_to(labels, full).reshape(small))
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Axes of `old` and of `new` in the smallest groups of equal size, in order."""
-    blocks, i, j = [], 0, 0
-    while i < len(old) or j < len(new):
-        these, those = [], []
-        left = right = 1
-        while True:
-            if left <= right and i < len(old) and (left < right or not these):
-                left, i = left * old[i], i + 1
-                these.append(i - 1)
-            elif j < len(new) and (right < left or not those):
-                right, j = right * new[j], j + 1
-                those.append(j - 1)
-            else:
-                break
-        while i < len(old) and old[i] == 1:
-            these.append(i)
-            i += 1
-        while j < len(new) and new[j] == 1:
-            those.append(j)
-            j += 1
-        blocks.append((these, those))
-    return blocks
+def blocks(shape: Sequence[int], other: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Smallest runs of axes that a reshape from one shape to the other keeps together."""
+    i = j = 0
+    while i < len(shape) or j < len(other):
+        start = i, j
+        i, j = min(i + 1, len(shape)), min(j + 1, len(other))
+        while (size := math.prod(shape[start[0] : i])) != (size_of_other := math.prod(other[start[1] : j])):
+            i, j = (i + 1, j) if size < size_of_other else (i, j + 1)
+            if i > len(shape) or j > len(other):
+                raise ValueError(f"UnitGraph: a view of shape {shape} does not fit a parameter of shape {other}")
+        yield slice(start[0], i), slice(start[1], j)
 
 
 def concatenate(parts: Sequence[Labels | None], sizes: Sequence[int], axis: int) -> Labels:

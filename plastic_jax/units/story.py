@@ -34,7 +34,8 @@ class Entries:
 
     Attributes:
         index: per axis of the parameter, the index at every element; `None` where all indices meet.
-        kind: `"plain"`; `"offset"` after a number was added (`1 + scale`); `"root"` after a nonlinear function.
+        kind: `"plain"`; `"scaled"` by a number; `"offset"` after a number was added (`1 + scale`); `"root"` after a
+            nonlinear function.
         mixed: axes of the parameter along which entries depend on each other (a normalised kernel).
     """
 
@@ -59,7 +60,10 @@ def clearest(a: Entries | None, b: Entries) -> Entries:
     if a is None:
         return b
     known = lambda e: sum(i is not None for i in e.index)  # noqa: E731
-    mixed = {axis for axis, (i, j) in enumerate(zip(a.index, b.index, strict=True)) if (i is None) != (j is None)}
+    pairs = list(enumerate(zip(a.index, b.index, strict=True)))
+    mixed = {axis for axis, (i, j) in pairs if (i is None) != (j is None)}
+    if any(i is not None and j is not None and not np.array_equal(i, j) for _, (i, j) in pairs):
+        mixed = set(range(len(pairs)))
     return dataclasses.replace(a if known(a) >= known(b) else b, mixed=a.mixed | b.mixed | mixed)
 
 
@@ -76,6 +80,7 @@ class Value:
         squared: whether it holds a product of a value with itself.
         scaled: whether it was divided by a statistic (normalised).
         running: whether it is the new value of a running statistic.
+        rescaled: whether it was multiplied with anything since the contraction.
     """
 
     shape: tuple[int, ...]
@@ -86,6 +91,7 @@ class Value:
     squared: bool = False
     scaled: bool = False
     running: bool = False
+    rescaled: bool = False
 
     def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
         """The value after data movement: `move` maps label arrays."""
@@ -142,12 +148,14 @@ class Reading:
 
 
 class Entering(NamedTuple):
-    """That a parameter makes channels: who owns its entries, and the pairs of channels that share one."""
+    """That a parameter makes channels: who owns its entries, the pairs of channels that share one, and whether it is a
+    bias, added as it is to what a contraction gives."""
 
     leaf: Leaf
     role: str
     owner: Labels
     shared: np.ndarray
+    added: bool
 
 
 @dataclasses.dataclass
@@ -163,6 +171,7 @@ class Story:
         sums: pairs of sets of sources that were added.
         marks: (name, place, shape, made): values that the user named as features.
         leaks: (channels, why): what else becomes of them than to be read.
+        running: numbers of the outputs that are running statistics.
         guests: channels to which something is added that no parameter of theirs makes (a skip connection).
     """
 
@@ -174,6 +183,7 @@ class Story:
     sums: set[tuple[frozenset[int], frozenset[int]]] = dataclasses.field(default_factory=set)
     marks: list[tuple[str, Place, tuple[int, ...], Mapping[int, Made]]] = dataclasses.field(default_factory=list)
     leaks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
+    running: set[int] = dataclasses.field(default_factory=set)
     guests: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plastic_jax.paths import leaf_names, path_name
@@ -45,8 +46,8 @@ def trace_units(
         variables: what is not learned, above all running statistics (batch normalisation); they are found when the
             model reads them (evaluation) or returns new ones (training).
         check: whether to verify the graph with numbers: with zero outgoing weights a unit's incoming weights change
-            nothing, with zero incoming weights its value is constant, and a graph that lacks a slice fails. Abstract
-            parameters or inputs skip it.
+            nothing, with zero incoming weights its value is constant, and the first test fails if the first readers are
+            spared. Abstract parameters or inputs skip it.
 
     Returns:
         The graph. Its `apply` takes the arguments of `apply` and gives `(output, features)`, the output and its
@@ -61,21 +62,22 @@ def trace_units(
     block with a shortcut are treated as if the next layer were their only reader.
     """
     args = (params, *inputs) if variables is None else (params, variables, *inputs)
-    leaves: list[Leaf] = [("params", name) for name in leaf_names(params)]
+    leaves: list[Leaf | None] = _leaves("params", params)
     if variables is not None:
-        leaves += [("variables", name) for name in leaf_names(variables)]
+        leaves += _leaves("variables", variables)
     seen: dict[Any, Found] = {}
 
     running = _new_variables(apply, args, variables)
 
     def look(args: tuple[Any, ...]) -> tuple[jaxprs.ClosedJaxpr, Any, Found]:
         closed, output = jaxprs.trace(apply, *args)
-        shapes = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
-        if shapes not in seen:
-            known = leaves + [None] * (len(shapes) - len(leaves))
+        program = jaxprs.fingerprint(closed)
+        if program not in seen:
+            shapes = [jaxprs.shape(v) for v in closed.jaxpr.invars]
+            known = [*leaves, *[None] * (len(shapes) - len(leaves))]
             story = follow(closed, known, running)
-            seen[shapes] = find(story, {leaf: shape for leaf, (shape, _) in zip(known, shapes, strict=True) if leaf})
-        return closed, output, seen[shapes]
+            seen[program] = find(story, {leaf: shape for leaf, shape in zip(known, shapes, strict=True) if leaf})
+        return closed, output, seen[program]
 
     def forward(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
         closed, output, found = look(args)
@@ -86,8 +88,17 @@ def trace_units(
     _, _, found = look(args)
     graph = UnitGraph(found.groups, forward, found.left_out)
     if check:
-        check_graph(graph, args, len(inputs), found.alone, running)
+        check_graph(graph, args, len(inputs), found.alone, found.running)
     return graph
+
+
+CONSTANT: Leaf = ("constant", "")
+"""Leaves that are not real or complex numbers: masks, counters, keys."""
+
+
+def _leaves(kind: str, tree: Any) -> list[Leaf | None]:
+    numbers = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(tree)]
+    return [(kind, name) if number else CONSTANT for name, number in zip(leaf_names(tree), numbers, strict=True)]
 
 
 def _new_variables(apply: Callable[..., Any], args: tuple[Any, ...], variables: Any) -> frozenset[int]:
@@ -110,7 +121,7 @@ def follow(closed: jaxprs.ClosedJaxpr, inputs: Sequence[Leaf | None], running: C
 
     Args:
         closed: the program.
-        inputs: per input, the leaf that it is; `None` for what is no parameter.
+        inputs: per input, the leaf that it is; `CONSTANT` for what never changes, `None` for what the model is shown.
         running: numbers of the outputs that are new values of variables.
 
     Raises:
@@ -120,10 +131,12 @@ def follow(closed: jaxprs.ClosedJaxpr, inputs: Sequence[Leaf | None], running: C
     values = []
     for leaf, shape in zip(inputs, shapes, strict=True):
         whole = Entries(tuple(labels.along(axis, len(shape), n) for axis, n in enumerate(shape)))
-        values.append(Value(shape, depends=True) if leaf is None else Value(shape, entries={leaf: whole}))
+        values.append(Value(shape, depends=leaf is None, entries={} if leaf in (None, CONSTANT) else {leaf: whole}))
     known = {leaf: shape for leaf, shape in zip(inputs, shapes, strict=True) if leaf is not None}
     walk = Walk(known, RULES, LOOPS)
     for number, value in enumerate(walk.run(closed, values, Frame())):
-        if not value.running and number not in running:
+        if value.running or (number in running and value.statistic):
+            walk.story.running.add(number)
+        else:
             walk.leak(value, "is part of the output")
     return walk.story

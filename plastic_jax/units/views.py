@@ -61,7 +61,7 @@ def view_of(owner: Labels, shape: Sequence[int]) -> View:
             raise Irregular
         place *= view[d]
     copies = [d for d, step in enumerate(steps) if step == 0]
-    if not units:  # a single unit
-        units = [next((d for d, n in enumerate(view) if n == 1 and owner.shape == tuple(shape)), 0)]
+    if not units:  # a single unit, on an axis made for it
+        view, copies, units = [1, *view], [d + 1 for d in copies], [0]
     whole = all((a, b) == (0, n) for (a, b), n in zip(box, shape, strict=True))
     return View(None if whole else box, tuple(view), tuple(units), tuple(copies))

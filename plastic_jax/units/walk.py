@@ -14,7 +14,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entering, Frame, Leaf, Made, Place, Story, Value
+from plastic_jax.units.story import Entering, Frame, Leaf, Made, Place, Story, Value, clearest
 
 Rule = Callable[["Walk", jaxprs.JaxprEqn, list[Value], Frame], list[Value]]
 """What one operation does to channels and parameters."""
@@ -89,7 +89,9 @@ class Walk:
                     continue
                 for other in met:
                     self.same(labels.together(other.channel, new.channel))
-                if old is not None:
+                if old is not None and labels.varying(old.channel) != labels.varying(new.channel):
+                    self.leak(value, "meets itself along another axis", [source])
+                elif old is not None:
                     both = np.broadcast_arrays(old.channel, new.channel)
                     channel = labels.compressed(np.where(both[0] >= 0, both[0], both[1]))
                     out[source] = Made(channel, old.activation or new.activation)
@@ -103,17 +105,26 @@ class Walk:
 
     def either(self, a: Value, b: Value) -> Value:
         """A value that is one or the other."""
-        entries = {leaf: a.entries[leaf] for leaf in a.entries if leaf in b.entries}
+        entries = {leaf: clearest(e, b.entries[leaf]) for leaf, e in a.entries.items() if leaf in b.entries}
+        if a.entries.keys() != b.entries.keys():
+            self.guests([a, b])
         return Value(a.shape, a.depends or b.depends, self.merged([a, b], add=False), entries)
 
-    def entering(self, leaf: Leaf, role: str, index: tuple[Labels | None, ...], channel: Labels) -> None:
-        """Notes that the leaf's entries at `index` make the channels at the same elements."""
+    def guests(self, values: Sequence[Value]) -> None:
+        """Notes that to these values something comes that no parameter of their own makes."""
+        self.story.guests += [labels.members(made.channel) for value in values for made in value.made.values()]
+
+    def entering(
+        self, leaf: Leaf, role: str, index: tuple[Labels | None, ...], channel: Labels, added: bool = False
+    ) -> None:
+        """Notes that the leaf's entries at `index` meet the channels at the same elements; `added`: as a plain bias."""
+        if role != "kernel" and channel.size == 1 and any(i is not None and i.size > 1 for i in index):
+            return  # one channel that has spread over others
         owner, shared = labels.owners(self.shapes[leaf], index, channel)
         if role == "kernel":
             self.same(shared)
-            shared = shared[:0]
         if (owner >= 0).any():
-            self.story.entering.append(Entering(leaf, role, owner, shared))
+            self.story.entering.append(Entering(leaf, role, owner, shared, added))
 
     def same(self, pairs: np.ndarray) -> None:
         """Notes pairs of channels that belong to one unit."""

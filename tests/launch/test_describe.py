@@ -50,6 +50,11 @@ def test_explain_shows_where_the_published_value_is_another():
     assert "--preset=sound" in lines[3]
 
 
+def test_explain_says_from_where_on_whole_numbers_are_allowed():
+    assert "  max_replacements (a positive whole number; default 1)" in describe.method("continual_backprop")
+    assert "  max_replacements (a whole number from 0 on; default 0)" in describe.method("redo")
+
+
 def test_explain_of_an_unknown_method_names_the_flag():
     with pytest.raises(InputError, match=r"^--explain: unknown 'bakprop' \(did you mean 'backprop'\?\)"):
         describe.method("bakprop")

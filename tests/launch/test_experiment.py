@@ -33,6 +33,8 @@ WRONG = [
     ("methods", "continual_backprop(utility=contributon)", ["--methods", "did you mean 'contribution'?"]),
     ("methods", "continual_backprop(maturity_threshold=1.5)", ["--methods", "1.5", "whole number"]),
     ("methods", "continual_backprop(max_replacements=0)", ["--methods", "'0'", "positive whole number"]),
+    ("methods", "redo(max_replacements=-1)", ["--methods", "'-1'", "whole number from 0 on"]),
+    ("methods", "redo(history=0.5)", ["--methods", "'0.5'", "whole number from 0 on"]),
     ("methods", "continual_backprop(reset_state=maybe)", ["--methods", "'maybe'", "True"]),
     ("methods", "backprop(step_size=True)", ["--methods", "'True'", "number"]),
     ("methods", "a=backprop@2000->l2", ["--methods", "'a'", "2000", "not between 0 and 2000"]),
@@ -106,6 +108,21 @@ def test_later_settings_win_default_preset_call_set():
     published = changed(methods="continual_backprop", preset="published").jobs[0]
     assert published.static["count"] == "bernoulli"
     assert published.lanes[0].hyper["maturity_threshold"] == 10
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_default_may_be_typed(name):
+    spec = METHODS[name]
+    defaults = {setting: field.default for setting, field in (*spec.numbers.items(), *spec.static.items())}
+    job = changed(methods=f"{name}({','.join(f'{setting}={value}' for setting, value in defaults.items())})").jobs[0]
+    assert {**job.lanes[0].hyper, **job.static} == defaults
+
+
+def test_the_published_redo_asks_one_batch_and_keeps_the_optimizers_state():
+    job = changed(methods="redo", preset="published").jobs[0]
+    assert job.lanes[0].hyper["decay_rate"] == 0 and job.static["reset_state"] is False
+    job = changed(methods="redo").jobs[0]
+    assert job.lanes[0].hyper["decay_rate"] > 0 and job.static["reset_state"] is True
 
 
 def test_a_setting_reaches_whichever_side_of_a_switch_knows_it():

@@ -123,6 +123,27 @@ def test_settings_that_differ_between_folders_are_named_and_equal_ones_are_in_th
     assert "bootstrap" in text
 
 
+def test_a_methods_own_settings_tell_it_from_no_other_method(tmp_path):
+    own = {"continual_backprop": (1, 0.99), "redo": (0, 0.0)}
+    for label, (most, decay_rate) in own.items():
+        hypers = [{"step_size": 0.1, "decay_rate": decay_rate}]
+        write(tmp_path, label, np.ones((3, 2)), hypers, settings={"max_replacements": most})
+    assert [curve.name for curve in curves(read_runs(tmp_path))] == ["continual backprop", "redo"]
+    hypers = [{"step_size": 0.2, "decay_rate": 0.5}]
+    write(tmp_path, "mine", np.ones((3, 2)), hypers, settings={"max_replacements": 0}, method="redo")
+    names = [curve.name for curve in curves(read_runs(tmp_path))]
+    assert names == ["continual backprop, step_size=0.1", "mine, step_size=0.2, decay_rate=0.5",
+                     "redo, step_size=0.1, decay_rate=0"]  # fmt: skip
+
+
+def test_a_setting_whose_value_is_the_label_is_not_named(tmp_path):
+    for utility in ("random", "first_order"):
+        write(tmp_path, utility, np.ones((3, 2)), settings={"utility": utility}, method="continual_backprop")
+    write(tmp_path, "other", np.ones((3, 2)), settings={"utility": "recursive"}, method="continual_backprop")
+    names = [curve.name for curve in curves(read_runs(tmp_path))]
+    assert names == ["first order", "other, utility=recursive", "random"]
+
+
 def test_a_setting_that_only_one_of_two_runs_has_is_named(tmp_path):
     write(tmp_path / "a", "m", np.ones((3, 2)), settings={"utility": "random"})
     write(tmp_path / "b", "m", np.ones((3, 2)))

@@ -54,6 +54,7 @@ def test_a_task_names_settings_that_exist_and_values_within_range(name):
                 else:
                     choice = METHODS[method].static[setting]
                     assert value in choice.allowed if choice.allowed else isinstance(value, choice.kind)
+                    assert choice.allowed or choice.kind is not int or value >= choice.low
     assert dataclasses.is_dataclass(spec.make)
     assert spec.default_steps > 0
     assert all(alias not in TASKS for alias in spec.aliases)

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
+import launch
 from launch import train
 from launch import units as command
 from launch.errors import InputError
+from launch.experiment import Experiment
 from launch.lives import Lifetimes, gathered, group_names, lifetimes, survival, time_to_usefulness, useful_share
 from launch.run_folder import read_run, write_run
 from launch.units import table, units, with_history
@@ -135,6 +138,7 @@ def test_the_table(run):
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
     assert cells[:5] == ["continual backprop (2 seeds)", "Dense_10", "2", "1.5", "0.5"]
     assert cells[6] == "never seen" and cells[7].endswith("within 10")
+    assert " % of 4 [" in cells[7]  # lives that began with a replacement, in both seeds
     assert "| 4 |" in lines[2]
     assert table(with_history([run.meta["folder"]]), ["Dense_2"], soon=7).splitlines()[2].endswith("within 7 |")
 
@@ -183,30 +187,42 @@ def trained(tmp_path, *more):
     return train.main([], values)
 
 
-def test_the_option_records_every_method_that_replaces(tmp_path, capsys):
-    """Also: what is recorded agrees with the clock, and the metrics are those of the same run without a history."""
-    methods = "cbp=continual_backprop,late=backprop@200->continual_backprop"
-    common = ("--seeds=2", "--steps=400", "--bin=200", "--set=replacement_rate=0.02", "--set=maturity_threshold=10")
-    assert trained(tmp_path / "with", *common, f"--methods={methods}", "--history=6") == 0
+@pytest.fixture
+def hasty_compiler():
+    """Compiling takes most of the time of a short run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("hasty_compiler")
+def test_the_option_records_what_a_method_replaces_and_changes_nothing_else(tmp_path, capsys):
+    """What is recorded agrees with the clock, and the metrics are those of the same run without a history."""
+    settings = ("replacement_rate=0.02", "maturity_threshold=10")
+    late = "late=backprop@100->continual_backprop"
+    given = (f"--methods={late}", "--seeds=2", "--steps=200", "--bin=100", *(f"--set={text}" for text in settings))
+    assert trained(tmp_path, *given, "--history=6") == 0
     warned = capsys.readouterr().err
-    assert "cbp: history=6 is" in warned and "replacements too short" in warned
-    runs = {label: read_run(tmp_path / "with" / label) for label in ("cbp", "late")}
-    assert runs["cbp"].meta["settings"]["history"] == 6
-    for label, start in (("cbp", 0), ("late", 200)):
-        found = runs[label].lives
-        assert (found["start"], found["stop"]) == (start, 400) and found["widths"].tolist() == [5]
-        for lane in (0, 1):
-            steps, ages, of_unit = (found[n][found["lane"] == lane] for n in ("step", "age", "unit"))
-            assert len(steps) == min(6, len(steps) + found["lost"][lane]) and (np.diff(steps) > 0).all()
-            assert (ages > 10).all() and steps.max() < 400 - start
-            for unit in range(5):
-                born = found["born"][lane, unit]
-                assert born == (steps[of_unit == unit].max(initial=-1) if unit in of_unit else born)
-                assert (np.diff(steps[of_unit == unit]) == ages[of_unit == unit][1:]).all()
-    trained(tmp_path / "without", *common, "--methods=cbp=continual_backprop")
-    other = read_run(tmp_path / "without" / "cbp")
+    assert "late: history=6 is" in warned and "replacements too short" in warned
+    run = read_run(tmp_path / "late")
+    found = run.lives
+    assert run.meta["settings"]["history"] == 6
+    assert (found["start"], found["stop"]) == (100, 200) and found["widths"].tolist() == [5]
+    for lane in (0, 1):
+        steps, ages, of_unit = (found[n][found["lane"] == lane] for n in ("step", "age", "unit"))
+        assert len(steps) == 6 and found["lost"][lane] > 0 and (np.diff(steps) > 0).all()
+        assert (ages > 10).all() and steps.max() < 100
+        for unit in range(5):
+            born = found["born"][lane, unit]
+            if unit in of_unit:
+                assert born == steps[of_unit == unit].max()
+            else:  # never replaced, or before all that is kept
+                assert -1 <= born < steps.min()
+            assert (np.diff(steps[of_unit == unit]) == ages[of_unit == unit][1:]).all()
+    task = "slowly_changing_regression(change_every=200)"
+    other = launch.run(Experiment(task, late, (0, 1), steps=200, bin=100, set=settings), workers=1)["late"]
     assert other.lives is None
-    for name, values in runs["cbp"].metrics.items():
+    for name, values in run.metrics.items():
         np.testing.assert_array_equal(values, other.metrics[name], err_msg=name)
 
 

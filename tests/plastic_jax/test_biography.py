@@ -131,11 +131,8 @@ def test_one_step_may_fill_more_than_the_ring():
     np.testing.assert_array_equal(kept.utility, kept.unit)
 
 
-def test_no_history_stays_none_and_wrong_sizes_are_refused():
+def test_no_history_stays_none():
     assert empty(0, WIDTHS) is None and record(None, jnp.int32(0), {}, {}, {}) is None
-    for size in (-1, 2.5):
-        with pytest.raises(ValueError, match=r"^history=.* is not an integer from 0 on"):
-            empty(size, WIDTHS)
 
 
 NETWORK = MLP(widths=(6, 4), outputs=1)

@@ -541,8 +541,16 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"maturity_threshold": -1}, "maturity_threshold=-1"),
         ({"decay_rate": 1.5}, "decay_rate=1.5"),
         ({"decay_rate": 1.0}, r"decay_rate=1.0 is not in \[0.0, 1.0\)"),
-        ({"max_replacements": 0}, "max_replacements=0 is not a positive integer"),
-        ({"utility_every": 0.5}, "utility_every=0.5 is not a positive integer"),
+        ({"replacement_rate": "0.1"}, "replacement_rate='0.1' is neither a number nor an array"),
+        ({"maturity_threshold": 1.5}, "maturity_threshold=1.5 is not a whole number"),
+        ({"max_replacements": 0}, "max_replacements=0 is not an integer from 1 on"),
+        ({"max_replacements": True}, "max_replacements=True is not an integer from 1 on"),
+        ({"utility_every": 0.5}, "utility_every=0.5 is not an integer from 1 on"),
+        ({"history": -1}, "history=-1 is not an integer from 0 on"),
+        ({"units": {}}, "continual_backprop: units is no UnitGraph; see trace_units"),
+        ({"initializer": None}, "initializer=None is neither a name nor a function"),
+        ({"key": 0}, r"key is no typed random key; jax.random.key\(0\)"),
+        ({"key": np.zeros(2, np.uint32)}, r"key is no typed random key; jax.random.key\(0\)"),
         ({"count": "poisson"}, "count='poisson'; allowed: accumulate, bernoulli"),
         ({"count_units": "every"}, "count_units='every'; allowed: eligible, all"),
         ({"utility": "contributions"}, "unknown 'contributions'; allowed: .*contribution"),
@@ -552,6 +560,17 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_integers_of_numpy_and_whole_floats_will_do():
+    change = {"maturity_threshold": 2, "max_replacements": 2, "utility_every": 3, "history": 4}
+    numpy = {name: np.int64(value) for name, value in change.items()} | {"maturity_threshold": 2.0}
+
+    def after(change):
+        tx = make(**change)
+        return jax.eval_shape(lambda: tx.update(ZEROS, tx.init(PARAMS), PARAMS, features=FEATURES))
+
+    assert after(change) == after(numpy)
 
 
 def test_missing_arguments_of_update_are_named():
@@ -565,6 +584,8 @@ def test_missing_arguments_of_update_are_named():
         tx.update(ZEROS, state, PARAMS, features={"Dense_0": FEATURES["Dense_0"]})
     with pytest.raises(ValueError, match=r"features\['Dense_1'\] of shape \(5, 4\) has not 3 units"):
         tx.update(ZEROS, state, PARAMS, features=dict.fromkeys(NAMES, FEATURES["Dense_0"]))
+    with pytest.raises(ValueError, match=r"features\['Dense_0'\] of shape \(\) has not 4 units"):
+        tx.update(ZEROS, state, PARAMS, features=dict.fromkeys(NAMES, jnp.float32(1.0)))
 
 
 def test_graph_of_another_network_is_refused():

@@ -36,7 +36,7 @@ def test_bernoulli_and_functions_owe_nothing():
 
 def test_drawn_with_the_fraction_as_probability():
     keys = jax.random.split(KEY, 4000)
-    draw = jax.vmap(lambda key: owed("bernoulli", jnp.zeros(2), jnp.float32(0.3), jnp.int32(9), key)[1])
+    draw = jax.jit(jax.vmap(lambda key: owed("bernoulli", jnp.zeros(2), jnp.float32(0.3), jnp.int32(9), key)[1]))
     assert abs(np.mean(draw(keys)) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
 
 

@@ -154,6 +154,7 @@ def test_the_units_of_any_model_are_found():
     ("batches", "options", "words"),
     [
         ([], {}, "batches is empty"),
+        (X, {}, r"batches is one array; give an iterable of batches, \[x\]"),
         ([X], {"threshold": 1.5}, "threshold=1.5 is not in"),
         ([X], {"redo_threshold": -1}, "redo_threshold=-1 is not in"),
         ([X], {"rank_samples": 0}, "rank_samples=0 is not positive"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastic_jax import MLP
+from plastic_jax import MLP, trace_units
 from plastic_jax.initializers import gain
 from plastic_jax.networks import ACTIVATIONS, BatchNorm, ConvNet, ResNet
 from plastic_jax.paths import get_leaf, set_leaves
@@ -43,28 +43,39 @@ def shapes(network, **options):
     return variables, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def test_published_networks_have_the_published_numbers_of_parameters_and_units(conv_units, resnet_units):
+def units_of(network, variables, x=jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)):  # noqa: B008
+    params = variables["params"]
+    if "batch_stats" not in variables:
+        return trace_units(lambda params, x: network.apply({"params": params}, x), params, x)
+
+    def training(params, statistics, x):
+        return network.apply({"params": params, **statistics}, x, train=True, mutable=["batch_stats"])
+
+    return trace_units(training, params, x, variables={"batch_stats": variables["batch_stats"]})
+
+
+def test_published_networks_have_the_published_numbers_of_parameters_and_units():
     variables, parameters = shapes(ConvNet())
     assert parameters == 177_218
-    units = conv_units(ConvNet(), variables["params"])
+    units = units_of(ConvNet(), variables)
     assert [(g.width, g.copies) for g in units.groups] == [(32, 1), (64, 1), (128, 4), (128, 1), (128, 1)]
     for train in (False, True):
         variables, parameters = shapes(ResNet(), train=train)
         assert parameters == 11_224_932
-    units = resnet_units(ResNet(), variables["params"])
+    units = units_of(ResNet(), variables)
     assert [g.width for g in units.groups] == [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
     assert sum(g.width for g in units.groups) == 3904
 
 
-def test_units_of_published_networks_read_maps_of_the_published_sizes(conv_units, resnet_units):
+def test_units_of_published_networks_read_maps_of_the_published_sizes():
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables, _ = shapes(ConvNet())
-    logits, features = jax.eval_shape(conv_units(ConvNet(), variables["params"]).apply, variables["params"], x)
+    logits, features = jax.eval_shape(units_of(ConvNet(), variables).apply, variables["params"], x)
     assert logits.shape == (2, 2)
-    assert [f.shape[1:] for f in features.values()] == [(14, 14, 32), (6, 6, 64), (2, 2, 128), (128,), (128,)]
+    assert [f.shape[1:] for f in features.values()] == [(14, 14, 32), (6, 6, 64), (4, 128), (128,), (128,)]
     variables, _ = shapes(ResNet())
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
-    units = resnet_units(ResNet(), params)
+    units = units_of(ResNet(), variables)
     (logits, _), features = jax.eval_shape(units.apply, params, statistics, x)
     assert logits.shape == (2, 100)
     maps = [(32, 64)] * 5 + [(16, 128)] * 4 + [(8, 256)] * 4 + [(4, 512)] * 3
@@ -121,13 +132,13 @@ def test_batch_norm_is_flax_s_but_for_its_running_variance(unbiased):
     np.testing.assert_allclose(ours.apply(full, x, False), flax.apply(full, x, True), atol=1e-5)
 
 
-def test_only_units_that_the_shortcuts_see_are_not_isolated(resnet_units):
+def test_only_units_that_the_shortcuts_see_are_not_isolated():
     # With the next layer's weights at zero a unit's own weights must not matter, unless the shortcut reads it too.
     network = ResNet(outputs=3, widths=(2, 2, 4), blocks=(1, 1, 1))
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
     variables = jax.jit(network.init)(jax.random.key(1), x)
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
-    units = resnet_units(network, params)
+    units = units_of(network, variables, x)
     evaluate = jax.jit(lambda params: network.apply({"params": params, **statistics}, x))
     found = {}
     for group in units.groups:

@@ -166,13 +166,19 @@ def test_scoring_stays_a_branch_under_vmap():
         ({"threshold": -0.1}, r"redo: threshold=-0.1 is not in \[0.0, inf\]"),
         ({"decay_rate": 1.0}, r"redo: decay_rate=1.0 is not in \[0.0, 1.0\)"),
         ({"period": 0}, r"redo: period=0 is not in \[1, "),
-        ({"max_replacements": 0}, "redo: max_replacements=0 is not a positive integer"),
+        ({"period": 2.5}, "redo: period=2.5 is not a whole number"),
+        ({"period": "2"}, "redo: period='2' is neither a number nor an array"),
+        ({"max_replacements": 0}, "redo: max_replacements=0 is not an integer from 1 on"),
+        ({"history": -1}, "redo: history=-1 is not an integer from 0 on"),
+        ({"units": None}, "redo: units is no UnitGraph; see trace_units"),
+        ({"initializer": None}, "redo: initializer=None is neither a name nor a function"),
+        ({"key": 0}, r"redo: key is no typed random key; jax.random.key\(0\)"),
         ({"initializer": "kaiming"}, "unknown law 'kaiming'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        redo(optax.sgd(0.1), UNITS, key=KEY, **arguments)
+        redo(optax.sgd(0.1), **({"units": UNITS, "key": KEY} | arguments))
 
 
 def test_missing_features_are_named():

@@ -124,6 +124,15 @@ def test_wrong_options(options, words):
         measured(init(jax.random.key(0)), **options)
 
 
+@pytest.mark.parametrize("shape", [(32, 1), (32,)])
+def test_labels_of_one_class_are_refused(shape):
+    def one(weights, x):
+        return (x @ weights).reshape(shape)
+
+    with pytest.raises(ValueError, match=r"^trainability: targets='labels' needs at least 2 outputs; the model has 1"):
+        trainability(one, jnp.ones(4), lambda key: jnp.ones(4), X, key=jax.random.key(0), targets="labels", clones=2)
+
+
 def test_another_networks_init_is_refused():
     other = MLP(widths=(16, 8), outputs=3)
     with pytest.raises(ValueError, match=r"^trainability: init gives \(8,\) at .*Dense_1.*bias.*, params has \(16,\)"):

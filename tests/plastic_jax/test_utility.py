@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,9 @@ def test_a_measure_says_what_else_it_needs():
                 _ = utility(STATS._replace(**{name: None})) + 0
     with pytest.raises(ValueError, match="Utility: needs names 'worths'; allowed: lifetime_absolute, outgoing_grad"):
         Utility(lambda stats: stats.worth, needs=("worths",))
+    bare_name: Any = "worth"
+    with pytest.raises(ValueError, match=r"^Utility: needs must be a tuple: \('worth',\)"):
+        Utility(lambda stats: stats.worth, needs=bare_name)
 
 
 def test_random_is_drawn_anew_for_each_key():
@@ -66,6 +71,9 @@ def test_a_measure_may_be_given_by_name_or_by_hand():
     assert unit_utility("weight") is UTILITIES["weight"]
     with pytest.raises(ValueError, match=r"utility: unknown 'wieght'; allowed: adaptable_contribution, .*weight"):
         unit_utility("wieght")
+    function: Any = own.measure
+    with pytest.raises(ValueError, match=r"^utility: <function .* is no name and no Utility; wrap .*; names: adap"):
+        unit_utility(function)
 
 
 def test_means_keep_units_and_copies_in_the_order_of_their_axes():

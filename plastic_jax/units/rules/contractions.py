@@ -36,7 +36,8 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     produced = labels.numbered(weight.shape, made_dims)
     read, carried = [], {}
     for source, made in value.made.items():
-        if any(made.channel.shape[d] > 1 for d in contracted):
+        single = made.channel.size == 1 and any(value.shape[d] == 1 for d in contracted)
+        if single or any(made.channel.shape[d] > 1 for d in contracted):
             channels, shared = labels.one_per_place(made.channel, sorted(pairs))
             walk.same(shared)
             read.append(labels.placed(channels, pairs, len(weight.shape)))
@@ -69,7 +70,8 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
     read, carried = [], {}
     for source, made in value.made.items():
         spread = [d for d in space if made.channel.shape[d] > 1]
-        if made.channel.shape[feature] == 1 and not spread:
+        single = made.channel.size == 1 and value.shape[feature] == 1
+        if made.channel.shape[feature] == 1 and not spread and not single:
             read.append(None)
             carried[source] = Made(labels.placed(made.channel, batch | space, n), made.activation)
             continue
@@ -98,6 +100,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
 def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
     """A row looked up by an input (embedding) makes channels; a fixed index moves data."""
     value, where = values[:2]
+    walk.leak(where, "decides what is looked up")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = jaxprs.shape(eqn.outvars[0])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
@@ -144,25 +147,39 @@ def _contraction(
     )
     source = walk.source(key, int(produced.max()) + 1)
     channel = produced + np.int32(walk.story.sources[source][0])
-    for leaf, found in weight.entries.items():
-        walk.entering(leaf, "kernel", found.index, channel)
+    for leaf, index in _separating(walk, weight, channel):
+        walk.entering(leaf, "kernel", index, channel)
     seen: dict[int, Made] = {}
     leaves: list[tuple[Leaf, Labels]] = []
     for (number, made), channels in zip(value.made.items(), read, strict=True):
         if channels is None:
             continue
         seen[number] = made
-        for leaf, found in weight.entries.items():
-            owner, shared = labels.owners(walk.shapes[leaf], found.index, channels)
+        for leaf, index in _separating(walk, weight, channels):
+            owner, shared = labels.owners(walk.shapes[leaf], index, channels)
             walk.same(shared)
             leaves.append((leaf, owner))
-            if found.kind != "plain" or found.mixed & set(labels.varying(owner)):
+            found = weight.entries[leaf]
+            if leaf[0] == "variables":
+                walk.leak(value, "is read by variables, which are not learned", [number])
+            if found.kind in ("offset", "root") or found.mixed & set(labels.varying(owner)):
                 walk.leak(value, "is read by weights that are not 0 where the parameter is", [number])
     if seen:
         place, shape, seen = walk.hoisted(atom, value.shape, seen, frame)
         walk.story.readings.append(Reading(place, shape, seen, source, tuple(leaves)))
     shape = jaxprs.shape(eqn.outvars[0])
     return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)))})]
+
+
+def _separating(walk: Walk, weight: Value, channels: Labels) -> list[tuple[Leaf, tuple[Labels | None, ...]]]:
+    """The leaves of a weight whose entries tell the channels apart; all, if none does.
+
+    Of a weight that is made of several parameters some are shared by all channels (a factor of low rank, a norm); they
+    belong to none of them.
+    """
+    found = [(leaf, e.index) for leaf, e in weight.entries.items()]
+    own = [(leaf, index) for leaf, index in found if not len(labels.owners(walk.shapes[leaf], index, channels)[1])]
+    return own or found
 
 
 def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], Sequence[int]]], n: int) -> list[Value]:
@@ -176,7 +193,9 @@ def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], S
         why = "is multiplied with other activations" if both else "is mixed with other units by constants"
         walk.leak(value, why, gone)
         for source, made in value.made.items():
-            if source not in gone:
+            if source in out:
+                walk.leak(value, "meets itself along another axis", [source])
+            elif source not in gone:
                 activation = made.activation or ("linear" if both else None)
                 out[source] = Made(labels.placed(made.channel, to, n), activation)
         if not value.depends:

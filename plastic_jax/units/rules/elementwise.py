@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from plastic_jax.units import jaxprs, labels
+from plastic_jax.units import jaxprs
 from plastic_jax.units.story import Entries, Frame, Leaf, Made, Value, clearest
 from plastic_jax.units.walk import Walk
 
@@ -42,8 +42,8 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     activation: str | None = None
     if name in ADD:
         values = _without_skips(walk, values)
-        if any(v.depends and not v.made and not v.statistic for v in values):
-            walk.story.guests += [labels.members(m.channel) for v in values for m in v.made.values()]
+        if any(v.depends and not v.made for v in values):
+            walk.guests(values)
     elif name in ("mul", "div"):
         big = [v for v in moving if not v.statistic]
         if len(moving) == 2 and len(big) == 1 and name in ("mul", "div") and _of_itself(values):
@@ -59,7 +59,8 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     if activation is not None:
         made = {s: Made(m.channel, m.activation or activation) for s, m in made.items()}
     scaled |= role == "scale" and any(v.entries and not v.made for v in values)
-    return [Value(shape, bool(moving), made, entries, statistic, squared, scaled, running)]
+    rescaled = role == "scale" or any(v.rescaled for v in moving)
+    return [Value(shape, bool(moving), made, entries, statistic, squared, scaled, running, rescaled)]
 
 
 def _without_skips(walk: Walk, values: list[Value]) -> list[Value]:
@@ -85,11 +86,12 @@ def _attach(
     running = False
     for number, value in enumerate(values):
         others = [v for i, v in enumerate(values) if i != number]
-        targets = [m for v in others for m in v.made.values()]
+        targets = [(v, m) for v in others for m in v.made.values()]
         for leaf, found in value.entries.items():
-            for target in targets:
+            for other, made in targets:
                 what = _role(leaf, found, role, scaled, squared)
-                walk.entering(leaf, what, found.index, target.channel)
+                bare = made.activation is None and found.kind == "plain" and not (other.scaled or other.rescaled)
+                walk.entering(leaf, what, found.index, made.channel, added=bare and name in ("add", "add_any"))
             if targets:
                 statistics = any(v.statistic for v in others if v.made)
                 running |= leaf[0] == "variables" and statistics and name in ADD
@@ -98,8 +100,11 @@ def _attach(
                     found = dataclasses.replace(found, kind="root")
                 elif name in ADD and found.kind == "plain" and not any(v.entries or v.depends for v in others):
                     found = dataclasses.replace(found, kind="offset")
+                elif name in ("mul", "div") and found.kind == "plain":
+                    found = dataclasses.replace(found, kind="scaled")
                 pending[leaf] = clearest(pending.get(leaf), found)
-    if any(v.depends and not v.statistic for v in values):
+    if pending and any(v.depends and not v.statistic for v in values):
+        walk.guests(values)
         pending = {}
     return pending, running
 

@@ -1,8 +1,10 @@
 """Loops and branches."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
@@ -11,6 +13,7 @@ from plastic_jax.units.walk import Walk
 
 
 def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A scan over time; a scan over stacked parameters is one over layers."""
     (inner, n, m), length = jaxprs.scan_parts(eqn), eqn.params["length"]
     consts, carry, xs = values[:n], values[n : n + m], values[n + m :]
     atoms = [(a, i >= n + m) for i, a in enumerate(eqn.invars)]
@@ -49,17 +52,23 @@ def _layers(
 
 
 def while_loop(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A loop of unknown length."""
     inner, n, c = jaxprs.closed(eqn.params["body_jaxpr"]), eqn.params["body_nconsts"], eqn.params["cond_nconsts"]
     consts, carry = values[c : c + n], values[c + n :]
     below = frame.below({}, EVERY)
     with walk.rehearsal():
         carry = _settled(walk, carry, lambda state: walk.run(inner, [*consts, *state], below))
     out = walk.run(inner, [*consts, *carry], below)
+    test = jaxprs.closed(eqn.params["cond_jaxpr"])
+    for value in walk.run(test, [*values[:c], *carry], frame.below({}, EVERY)):
+        walk.leak(value, "decides when a loop ends")
     return [walk.either(a, b) for a, b in zip(carry, out, strict=True)]
 
 
 def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Branches, each of which may be taken."""
     outs: list[Value] | None = None
+    walk.leak(values[0], "decides which branch is taken")
     for branch in map(jaxprs.closed, eqn.params["branches"]):
         outer = {v: (a, False) for v, a in zip(branch.jaxpr.invars, eqn.invars[1:], strict=True)}
         out = walk.run(branch, values[1:], frame.below(outer))
@@ -67,15 +76,28 @@ def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     return [dataclasses.replace(v, depends=v.depends or values[0].depends) for v in outs or []]
 
 
-def _settled(walk: Walk, carry: list[Value], body: Any) -> list[Value]:
+_ROUNDS = 256
+
+
+def _settled(walk: Walk, carry: list[Value], body: Callable[[list[Value]], list[Value]]) -> list[Value]:
     """What the carry of a loop is made of once nothing is added to it any more."""
-    for _ in range(8):
+    for _ in range(_ROUNDS):
         new = [walk.either(a, b) for a, b in zip(carry, body(carry), strict=True)]
-        before, after = ([(v.depends, {s: m.activation for s, m in v.made.items()}) for v in c] for c in (carry, new))
+        if all(_same(a, b) for a, b in zip(carry, new, strict=True)):
+            return new
         carry = new
-        if before == after:
-            break
-    return carry
+    raise NotImplementedError(f"trace_units: what a loop carries is not settled after {_ROUNDS} rounds")
+
+
+def _same(a: Value, b: Value) -> bool:
+    return (
+        a.depends == b.depends
+        and a.made.keys() == b.made.keys()
+        and all(
+            m.activation == b.made[s].activation and np.array_equal(m.channel, b.made[s].channel)
+            for s, m in a.made.items()
+        )
+    )
 
 
 def _layer(index: Labels, layer: int) -> Labels:

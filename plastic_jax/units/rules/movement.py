@@ -16,6 +16,7 @@ MARK = "units/"
 
 
 def checkpoint_name(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A value that the user named; as a feature, if the name says so."""
     name = eqn.params["name"]
     if not name.startswith(MARK):
         return values
@@ -25,32 +26,41 @@ def checkpoint_name(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> 
 
 
 def transpose(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Axes in another order."""
     order = eqn.params["permutation"]
     return [values[0].moved(jaxprs.shape(eqn.outvars[0]), lambda i: np.transpose(i, order))]
 
 
 def reshape(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Axes regrouped."""
     old, new = values[0].shape, jaxprs.shape(eqn.outvars[0])
-    return [values[0].moved(new, lambda i: labels.reshape(i, old, new))]
+    given = eqn.params["dimensions"] if eqn.primitive.name == "reshape" else None
+    order = tuple(range(len(old))) if given is None else given
+    turned = [old[d] for d in order]
+    return [values[0].moved(new, lambda i: labels.reshape(np.transpose(i, order), turned, new))]
 
 
 def broadcast_in_dim(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """New axes, along which nothing changes."""
     shape, dims = jaxprs.shape(eqn.outvars[0]), eqn.params["broadcast_dimensions"]
     to = dict(enumerate(dims))
     return [values[0].moved(shape, lambda i: labels.placed(i, to, len(shape)))]
 
 
 def rev(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Axes backwards."""
     return [values[0].moved(values[0].shape, lambda i: np.flip(i, eqn.params["dimensions"]))]
 
 
 def tile(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Repetitions."""
     reps = eqn.params["reps"]
     repeat = lambda i: np.tile(i, [r if n > 1 else 1 for r, n in zip(reps, i.shape, strict=True)])  # noqa: E731
     return [values[0].moved(jaxprs.shape(eqn.outvars[0]), repeat)]
 
 
 def slice_(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A part, known in advance."""
     starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
     steps = eqn.params["strides"] or [1] * len(starts)
 
@@ -63,6 +73,7 @@ def slice_(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
 
 
 def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Parts along one axis."""
     out, start, axis = [], 0, eqn.params["axis"]
     for size, variable in zip(eqn.params["sizes"], eqn.outvars, strict=True):
         box = slice(start, start + int(size))
@@ -72,10 +83,13 @@ def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value
 
 
 def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A part whose place may be known at run time only."""
     value, shape = values[0], jaxprs.shape(eqn.outvars[0])
     starts = [int(a.val) if isinstance(a, jaxprs.Literal) else None for a in eqn.invars[1:]]
     cut = [d for d, n in enumerate(shape) if n != value.shape[d]]
     unknown = [d for d in cut if starts[d] is None]
+    for index in values[1:]:
+        walk.leak(index, "decides which part of a value is taken")
     lost = value.varied(unknown)
     walk.leak(value, "is picked by an index", lost)
     value = value.without(lost)
@@ -97,8 +111,11 @@ def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> li
 
 
 def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A value written into another."""
     value, new = values[:2]
     cut = [d for d, n in enumerate(new.shape) if n != value.shape[d]]
+    for index in values[2:]:
+        walk.leak(index, "decides where a value is written")
     for part in (value, new):
         walk.leak(part, "is written at an index", part.varied(cut))
     kept = [part.without(part.varied(cut)) for part in (value, new)]
@@ -106,6 +123,7 @@ def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame
 
 
 def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Values one after the other."""
     axis, shape = eqn.params["dimension"], jaxprs.shape(eqn.outvars[0])
     sizes = [v.shape[axis] for v in values]
     made, entries = {}, {}
@@ -120,10 +138,13 @@ def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
         entries[leaf] = Entries(_joined([f.index if f else None for f in found], sizes, axis), kind)
     depends = any(v.depends for v in values)
     scaled = any(v.scaled for v in values)
+    if depends and entries:
+        walk.guests(values)
     return [Value(shape, depends, made, {} if depends else entries, scaled=scaled)]
 
 
 def pad(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """A border, or gaps."""
     config = eqn.params["padding_config"]
     return [values[0].moved(jaxprs.shape(eqn.outvars[0]), lambda i: labels.pad(i, config))]
 

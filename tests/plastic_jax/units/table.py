@@ -19,7 +19,7 @@ HEAD = (
     "parameters",
     "groups",
     "units",
-    "replaceable without changing the function",
+    "silent when new",
     "trace",
     "check",
 )
