@@ -112,6 +112,6 @@ def line_of(eqn: JaxprEqn) -> str | None:
     traceback = eqn.source_info.traceback
     frames = [] if traceback is None else traceback.frames
     for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/equinox/", "/plastic_jax/units/")):
+        if not any(part in frame.file_name for part in ("/site-packages/", "/plastic_jax/units/", "<frozen")):
             return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
     return None
