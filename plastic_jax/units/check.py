@@ -93,9 +93,7 @@ def _check_incoming(fed: list[UnitGroup], params: Any, evaluate: Any, rng: np.ra
         return {g.name: _rows(g, found[g.name])[chosen[g.name]] for g in fed}
 
     first, second = features(one), features(two)
-    wrong = [
-        name for name in first if not np.allclose(first[name], second[name], atol=_CLOSE, rtol=_CLOSE, equal_nan=True)
-    ]
+    wrong = [name for name in first if not _equal(first[name], second[name])]
     if wrong:
         raise ValueError(
             "trace_units: a unit with zero incoming weights still depends on other parameters; groups: "

@@ -107,11 +107,10 @@ def shape(variable: Any) -> tuple[int, ...]:
     return tuple(variable.aval.shape)
 
 
-def line_of(eqn: JaxprEqn) -> str | None:
-    """`file:line` of the user's code that gave the equation, if that is known."""
-    traceback = eqn.source_info.traceback
-    frames = [] if traceback is None else traceback.frames
-    for frame in frames:
-        if not any(part in frame.file_name for part in ("/site-packages/", "/plastic_jax/units/", "<frozen")):
-            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
-    return None
+def line_of(*eqns: JaxprEqn) -> str:
+    """`file:line` of the user's code that gave the first of the equations of which it is known."""
+    for traceback in (eqn.source_info.traceback for eqn in eqns):
+        for frame in [] if traceback is None else traceback.frames:
+            if not any(part in frame.file_name for part in ("/site-packages/", "/plastic_jax/units/", "<frozen")):
+                return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+    return "an unknown line"

@@ -155,7 +155,7 @@ class Entering(NamedTuple):
     role: str
     owner: Labels
     shared: np.ndarray
-    added: bool
+    added: bool = False
 
 
 @dataclasses.dataclass

@@ -67,15 +67,13 @@ def trace_units(
         leaves += _leaves("variables", variables)
     seen: dict[Any, Found] = {}
 
-    running = _new_variables(apply, args, variables)
-
     def look(args: tuple[Any, ...]) -> tuple[jaxprs.ClosedJaxpr, Any, Found]:
         closed, output = jaxprs.trace(apply, *args)
         program = jaxprs.fingerprint(closed)
         if program not in seen:
             shapes = [jaxprs.shape(v) for v in closed.jaxpr.invars]
             known = [*leaves, *[None] * (len(shapes) - len(leaves))]
-            story = follow(closed, known, running)
+            story = follow(closed, known, _new_variables(output, variables))
             seen[program] = find(story, {leaf: shape for leaf, shape in zip(known, shapes, strict=True) if leaf})
         return closed, output, seen[program]
 
@@ -101,12 +99,12 @@ def _leaves(kind: str, tree: Any) -> list[Leaf | None]:
     return [(kind, name) if number else CONSTANT for name, number in zip(leaf_names(tree), numbers, strict=True)]
 
 
-def _new_variables(apply: Callable[..., Any], args: tuple[Any, ...], variables: Any) -> frozenset[int]:
+def _new_variables(output: Any, variables: Any) -> frozenset[int]:
     """Numbers of the outputs that are new values of variables: they have the name and the shape of one."""
     if variables is None:
         return frozenset()
     known = dict(zip(leaf_names(variables), map(np.shape, jax.tree.leaves(variables)), strict=True))
-    outputs = jax.tree_util.tree_leaves_with_path(jax.eval_shape(apply, *args))
+    outputs = jax.tree_util.tree_leaves_with_path(output)
     names = [path_name(path).split("/") for path, _ in outputs]
     tails = [{"/".join(name[i:]) for i in range(len(name))} for name in names]
     return frozenset(
@@ -127,7 +125,7 @@ def follow(closed: jaxprs.ClosedJaxpr, inputs: Sequence[Leaf | None], running: C
     Raises:
         NotImplementedError: an operation on units or parameters that has no rule; names it and its line.
     """
-    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars]
+    shapes = [jaxprs.shape(v) for v in closed.jaxpr.invars]
     values = []
     for leaf, shape in zip(inputs, shapes, strict=True):
         whole = Entries(tuple(labels.along(axis, len(shape), n) for axis, n in enumerate(shape)))

@@ -68,7 +68,7 @@ class Walk:
             return self.rules[name](self, eqn, values, frame)
         if not any(v.made or any(kind == "params" for kind, _ in v.entries) for v in values):
             return plain
-        line = next((line for line in map(jaxprs.line_of, frame.calls(eqn)) if line), "an unknown line")
+        line = jaxprs.line_of(*frame.calls(eqn))
         raise NotImplementedError(f"trace_units: no rule for '{name}' on hidden units or parameters ({line})")
 
     def call(self, eqn: jaxprs.JaxprEqn, inner: jaxprs.ClosedJaxpr, values: list[Value], frame: Frame) -> list[Value]:
@@ -118,11 +118,9 @@ class Walk:
         self, leaf: Leaf, role: str, index: tuple[Labels | None, ...], channel: Labels, added: bool = False
     ) -> None:
         """Notes that the leaf's entries at `index` meet the channels at the same elements; `added`: as a plain bias."""
-        if role != "kernel" and channel.size == 1 and any(i is not None and i.size > 1 for i in index):
+        if channel.size == 1 and any(i is not None and i.size > 1 for i in index):
             return  # one channel that has spread over others
         owner, shared = labels.owners(self.shapes[leaf], index, channel)
-        if role == "kernel":
-            self.same(shared)
         if (owner >= 0).any():
             self.story.entering.append(Entering(leaf, role, owner, shared, added))
 

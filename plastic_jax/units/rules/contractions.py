@@ -8,7 +8,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entries, Frame, Leaf, Made, Reading, Value, clearest
+from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Value, clearest
 from plastic_jax.units.walk import Walk
 
 
@@ -147,16 +147,16 @@ def _contraction(
     )
     source = walk.source(key, int(produced.max()) + 1)
     channel = produced + np.int32(walk.story.sources[source][0])
-    for leaf, index in _separating(walk, weight, channel):
-        walk.entering(leaf, "kernel", index, channel)
+    for leaf, owner, shared in _owners(walk, weight, channel):
+        walk.same(shared)
+        walk.story.entering.append(Entering(leaf, "kernel", owner, shared))
     seen: dict[int, Made] = {}
     leaves: list[tuple[Leaf, Labels]] = []
     for (number, made), channels in zip(value.made.items(), read, strict=True):
         if channels is None:
             continue
         seen[number] = made
-        for leaf, index in _separating(walk, weight, channels):
-            owner, shared = labels.owners(walk.shapes[leaf], index, channels)
+        for leaf, owner, shared in _owners(walk, weight, channels):
             walk.same(shared)
             leaves.append((leaf, owner))
             found = weight.entries[leaf]
@@ -171,15 +171,14 @@ def _contraction(
     return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)))})]
 
 
-def _separating(walk: Walk, weight: Value, channels: Labels) -> list[tuple[Leaf, tuple[Labels | None, ...]]]:
-    """The leaves of a weight whose entries tell the channels apart; all, if none does.
+def _owners(walk: Walk, weight: Value, channels: Labels) -> list[tuple[Leaf, Labels, np.ndarray]]:
+    """Leaf, owner of its entries, and channels that share one: of the leaves that tell the channels apart, else of all.
 
     Of a weight that is made of several parameters some are shared by all channels (a factor of low rank, a norm); they
     belong to none of them.
     """
-    found = [(leaf, e.index) for leaf, e in weight.entries.items()]
-    own = [(leaf, index) for leaf, index in found if not len(labels.owners(walk.shapes[leaf], index, channels)[1])]
-    return own or found
+    found = [(leaf, *labels.owners(walk.shapes[leaf], e.index, channels)) for leaf, e in weight.entries.items()]
+    return [each for each in found if not len(each[2])] or found
 
 
 def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], Sequence[int]]], n: int) -> list[Value]:

@@ -46,7 +46,7 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
             walk.guests(values)
     elif name in ("mul", "div"):
         big = [v for v in moving if not v.statistic]
-        if len(moving) == 2 and len(big) == 1 and name in ("mul", "div") and _of_itself(values):
+        if len(moving) == 2 and len(big) == 1 and _of_itself(values):
             scaled = True
             values = [_linear_in(v, big[0]) for v in values]
         elif len(moving) == 2 or (name == "div" and values[1].depends):
