@@ -258,7 +258,7 @@ class _Seen:
         finite = np.isfinite(self.sums["magnitude"]).all()
         if finite:
             found |= _ranks(self.kept)
-        kernels = [s for s in group.incoming if s.role == "kernel"]
+        kernels = group.incoming_kernels
         found["weight_magnitude"] = _mean_magnitude([np.asarray(s.view(get_leaf(params, s.path))) for s in kernels])
         if grads is not None:
             parts = [np.asarray(s.view(get_leaf(grads, s.path)), np.float64) for s in kernels]

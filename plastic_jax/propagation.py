@@ -23,7 +23,7 @@ def outgoing_gradient(group: UnitGroup, params: Any, gradients: Any) -> jax.Arra
         gradients: the gradients, a tree like `params`.
     """
     total: Any = jnp.zeros((group.width, 1), get_leaf(params, group.incoming[0].path).dtype)
-    for s in _kernels(group.outgoing):
+    for s in group.outgoing_kernels:
         product = get_leaf(params, s.path) * get_leaf(gradients, s.path)
         total = total + jnp.sum(per_unit(s, product), axis=1, keepdims=True)
     return total
@@ -51,7 +51,7 @@ def recursive_worth(units: UnitGraph, params: Any, activity: Mapping[str, jax.Ar
     Source: shares in proportion to |a w| are those of layer-wise relevance propagation (Bach et al., PLoS ONE 2015) and
     of neuron importance score propagation (Yu et al., CVPR 2018), there for pruning with weights alone.
     """
-    size = {s.path: jnp.abs(get_leaf(params, s.path)) for g in units.groups for s in _kernels(g.outgoing)}
+    size = {s.path: jnp.abs(get_leaf(params, s.path)) for g in units.groups for s in g.outgoing_kernels}
     worth = {g.name: jnp.zeros((g.width, 1), activity[g.name].dtype) for g in units.groups}
 
     def flow(g: UnitGroup, s: Slice) -> jax.Array:
@@ -63,8 +63,8 @@ def recursive_worth(units: UnitGraph, params: Any, activity: Mapping[str, jax.Ar
 
     open_ends: dict[str, list[tuple[UnitGroup, Slice]]] = {}
     for i, group in enumerate(units.groups):
-        entered = {t.path for reader in units.groups[i + 1 :] for t in _kernels(reader.incoming)}
-        for s in _kernels(group.outgoing):
+        entered = {t.path for reader in units.groups[i + 1 :] for t in reader.incoming_kernels}
+        for s in group.outgoing_kernels:
             if s.path not in entered:
                 open_ends.setdefault(s.path, []).append((group, s))
     for path, sources in open_ends.items():
@@ -78,8 +78,8 @@ def recursive_worth(units: UnitGraph, params: Any, activity: Mapping[str, jax.Ar
         edges = [
             (g, s, t)
             for g in units.groups[:j]
-            for s in _kernels(g.outgoing)
-            for t in _kernels(reader.incoming)
+            for s in g.outgoing_kernels
+            for t in reader.incoming_kernels
             if s.path == t.path
         ]
         if not edges:
@@ -128,10 +128,6 @@ def _contract(leaf: jax.Array, factor: jax.Array, axes: tuple[int, ...]) -> jax.
 def _share(worth: Any, read: Any) -> jax.Array:
     """`worth / read`, 0 where nothing is read."""
     return jnp.where(read > 0, worth / jnp.where(read > 0, read, 1), 0)
-
-
-def _kernels(slices: tuple[Slice, ...]) -> list[Slice]:
-    return [s for s in slices if s.role == "kernel"]
 
 
 def _of_copies(values: jax.Array, copies: int) -> jax.Array:

@@ -64,8 +64,7 @@ def draw_replacement(
         s.name: initializer(
             leaf_key(key, s.name), index.shape[0] * s.copies, s.fan, group.width, get_leaf(params, s.path).dtype
         ).reshape(index.shape[0], s.copies * s.fan)
-        for s in group.incoming
-        if s.role == "kernel"
+        for s in group.incoming_kernels
     }
     return Replacement(index, valid, fresh)
 

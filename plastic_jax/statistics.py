@@ -49,8 +49,8 @@ def unit_stats(
     if group.copies > 1:
         centre = jnp.broadcast_to(jnp.mean(centre, axis=1, keepdims=True), centre.shape)
     return UnitStats(
-        incoming_magnitude=_magnitude([s for s in group.incoming if s.role == "kernel"], params, 1),
-        outgoing_magnitude=_magnitude([s for s in group.outgoing if s.role == "kernel"], params, group.copies),
+        incoming_magnitude=_magnitude(group.incoming_kernels, params, 1),
+        outgoing_magnitude=_magnitude(group.outgoing_kernels, params, group.copies),
         mean_absolute=mean_feature(group, jnp.abs(feature), axis_name),
         mean_absolute_centred=mean_feature(group, jnp.abs(feature - _like(feature, centre, group)), axis_name),
         key=key,
@@ -65,7 +65,7 @@ def _like(feature: jax.Array, centre: jax.Array, group: UnitGroup) -> jax.Array:
     return jnp.expand_dims(ordered, [a for a in range(feature.ndim) if a not in axes])
 
 
-def _magnitude(slices: list[Slice], params: Any, copies: int) -> jax.Array:
+def _magnitude(slices: tuple[Slice, ...], params: Any, copies: int) -> jax.Array:
     """Mean |w| of the slices, weighted by their sizes, `[width, copies]`.
 
     A slice that has other copies than these is averaged over its own.

@@ -140,6 +140,16 @@ class UnitGroup:
     function_preserving: bool = True
     note: str = ""
 
+    @property
+    def incoming_kernels(self) -> tuple[Slice, ...]:
+        """What makes the unit's value, without biases, scales and shifts."""
+        return tuple(s for s in self.incoming if s.role == "kernel")
+
+    @property
+    def outgoing_kernels(self) -> tuple[Slice, ...]:
+        """What reads the unit's value."""
+        return tuple(s for s in self.outgoing if s.role == "kernel")
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitGraph:
