@@ -92,7 +92,7 @@ def measure_group(group: str, cases: list[Case], repeats: int) -> list[Row]:
     """A row per case: rate, and what follows from it."""
     plans = {case.name: case.plan() for case in cases}
     data = jax.device_put(load_data(plans[cases[0].name]))
-    calls = {case.name: workload(case, plans[case.name], data, repeats) for case in cases}
+    calls = {case.name: workload(case, plans[case.name], data) for case in cases}
     memory, n = memory_work(WIDE_WEIGHTS) if group == "mnist_3x2000" else {}, 10
     times = timed(calls | {name: often(call, n) for name, (_, call) in memory.items()}, repeats)
     seconds_per_byte = [times[name][:, 0] / (n * work) for name, (work, _) in memory.items()]

@@ -7,9 +7,12 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from launch.durable import StorageError
 from launch.errors import InputError
+from launch.stopping import Stopped
 
 WRONG_INPUT = 2
+CANNOT_WRITE = 74  # EX_IOERR
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
@@ -38,6 +41,11 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> N
         sys.stdout.flush()
     except InputError as error:
         _fail(error)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
+    except StorageError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(CANNOT_WRITE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

@@ -6,6 +6,8 @@ backprop, and with continual backprop. Settings of all methods were tuned on oth
 """
 
 import dataclasses
+import math
+import os
 import textwrap
 from pathlib import Path
 
@@ -14,16 +16,20 @@ from absl import flags
 
 from launch import figure
 from launch.cli import run_cli
-from launch.experiment import Experiment
+from launch.experiment import Experiment, branched
+from launch.loop import LONGEST_CHUNK
 from launch.run_folder import Run
 from launch.runner import enable_compilation_cache, run
 from launch.statistics import interval, late_mean, paired_difference
+from launch.stopping import Stop, listening
 from launch.syntax import parse_seeds
 from launch.train import progress_bar
+from launch.work import Keeping, Report
 
+TASK = "slowly_changing_regression"
 METHODS = (
-    "shrink_and_perturb=published_shrink_and_perturb,rescue=backprop@{half}->continual_backprop,continual_backprop,"
-    "backprop,best_step_size=backprop(step_size={best}),l2,fresh_network,linear"
+    "shrink_and_perturb=published_shrink_and_perturb,continual_backprop,backprop,"
+    "best_step_size=backprop(step_size={best}),l2,fresh_network,linear"
 )
 BEST_STEP_SIZE = 0.000316228
 COMPARED = ("backprop", "best_step_size", "l2", "shrink_and_perturb", "continual_backprop")
@@ -34,22 +40,32 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The command's flags; defined when it runs, so that importing this module brings none."""
     flags.DEFINE_string("workdir", "runs/demo", "folder for the results", flag_values=values)
     flags.DEFINE_string("seeds", "30", "N for seeds 0 to N-1, A:B for seeds A to B-1", flag_values=values)
-    flags.DEFINE_integer("steps", 1_000_000, "length in updates", flag_values=values)
+    flags.DEFINE_integer("steps", 1_000_000, "length in updates, at least 2", lower_bound=2, flag_values=values)
     flags.DEFINE_integer("workers", None, "processes that share the work", flag_values=values)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Run, draw, tabulate, and say in words what came out."""
-    half = values.steps // 2
-    methods = METHODS.format(half=half, best=BEST_STEP_SIZE)
-    experiment = Experiment("slowly_changing_regression", methods, parse_seeds(values.seeds), values.steps)
-    workdir = Path(values.workdir)
-    with progress_bar(values.steps * len(experiment.seeds) * 8) as report:
-        runs = run(experiment, workdir, values.workers, report)
+    half, seeds, workdir = values.steps // 2, parse_seeds(values.seeds), Path(values.workdir)
+    with progress_bar(values.steps * len(seeds) * 15 // 2) as report, listening() as stop:
+        runs = run_all(seeds, values.steps, workdir, values.workers, report, stop)
     path = draw(runs, half, workdir / "figure.png")
     text = f"{table(runs)}\n\n{words(runs)}\n"
     (workdir / "summary.md").write_text(text)
     print(f"{text}\nfigure: {path}\ntable:  {workdir / 'summary.md'}")
+
+
+def run_all(
+    seeds: tuple[int, ...], steps: int, workdir: Path, workers: int | None, report: Report, stop: Stop | None = None
+) -> dict[str, Run]:
+    """The methods, and the rescue: continual backprop with the networks that backprop has damaged by half time."""
+    half = steps // 2
+    experiment = Experiment(
+        TASK, METHODS.format(best=BEST_STEP_SIZE), seeds, steps, chunk=math.gcd(half, LONGEST_CHUNK) or None
+    )
+    runs = run(experiment, workdir, workers, report, keeping=Keeping(at=(half,)), stop=stop)
+    rescue = branched(f"{workdir / 'backprop'}@{half}", methods="rescue=continual_backprop")
+    return runs | run(rescue, workdir, workers, report, stop=stop)
 
 
 def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
@@ -140,6 +156,7 @@ def _after(one: Run, step: int) -> Run:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("NPROC", "1")
     enable_compilation_cache()
     define_flags()
     run_cli(main)

@@ -6,17 +6,11 @@ import jax
 
 from launch.errors import unknown
 from launch.experiment import Job, Plan
-from launch.lanes import abstract_carry, job_program, load_data, parameter_count, units_of
+from launch.lanes import abstract_carry, load_data, parameter_count, seconds_per_step, units_of
 from launch.loop import chunk_lengths
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method
 from launch.syntax import Call
-
-# Seconds per lane-step on one CPU core: a start, and per parameter in and out of the cache (see results/benchmarks).
-SECONDS_PER_STEP = 3e-7
-SECONDS_PER_PARAMETER = 4e-10
-SECONDS_PER_PARAMETER_FROM_MEMORY = 1.7e-9
-CACHE_PARAMETERS = 500_000
 
 
 def everything() -> str:
@@ -60,17 +54,14 @@ def plan(plan: Plan) -> str:
     total = 0.0
     for job in plan.jobs:
         units = units_of(plan, job, backend)
-        program = job_program(plan, job)
-        parts = [(0, job.switch_at)] * bool(job.first) + [(job.switch_at, plan.steps)]
-        lengths = [set(chunk_lengths(program, *part)) for part in parts]
-        compiles = sum(map(len, lengths))
+        lengths = set(chunk_lengths(units[0].chunk, plan.start, plan.steps))
         memory = _lane_bytes(plan, job) * units[0].size
-        seconds = _seconds(parameter_count(plan, job)) * plan.steps * len(job.lanes)
+        seconds = seconds_per_step(parameter_count(plan, job)) * (plan.steps - plan.start) * len(job.lanes)
         total += seconds
         lines.append(
             f"  {job.label}: {len(job.lanes)} lanes in {len(units)} x {units[0].size}, {parameter_count(plan, job)} "
-            f"parameters, {_size(memory)} of state, {compiles} compilation{'s' * (compiles > 1)} "
-            f"of at most {max(set.union(*lengths))} steps, about {_time(seconds)} on one CPU core"
+            f"parameters, {_size(memory)} of state, {len(lengths)} compilation{'s' * (len(lengths) > 1)} "
+            f"of at most {max(lengths)} steps, about {_time(seconds)} on one CPU core"
         )
     lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {_time(total)} of one CPU core in all")
     return "\n".join(lines)
@@ -78,11 +69,6 @@ def plan(plan: Plan) -> str:
 
 def _lane_bytes(plan: Plan, job: Job) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_carry(plan, job)[0]))
-
-
-def _seconds(parameters: int) -> float:
-    rate = SECONDS_PER_PARAMETER if parameters <= CACHE_PARAMETERS else SECONDS_PER_PARAMETER_FROM_MEMORY
-    return SECONDS_PER_STEP + rate * parameters
 
 
 def _presets(method_name: str, setting: str, field: Number | Choice) -> list[str]:

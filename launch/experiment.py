@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from launch.branch import Source, check_fits, find_source
 from launch.errors import InputError, unknown
 from launch.methods import MethodSpec
 from launch.registry import PRESETS, TaskSpec, find_method, find_network, find_task
@@ -22,7 +23,7 @@ class Experiment:
 
     Attributes:
         task: `name(setting=value,...)`, or `package.module:name`.
-        methods: comma-separated `[label=]name(setting=value,...)`, or `label=first@step->name` to switch on the way.
+        methods: comma-separated `[label=]name(setting=value,...)`.
         seeds: the lanes' seeds.
         steps: length in updates; or give `tasks`; the task's own default where both are `None`.
         tasks: length in tasks.
@@ -32,6 +33,9 @@ class Experiment:
         network: `name(setting=value,...)`; the task's own where empty.
         bin: steps per bin of the metrics; the task's own where `None`.
         lanes_per_batch: lanes in one compiled program; a function of program and backend where `None`.
+        chunk: most steps in one compiled call; a function of program and backend where `None`.
+        branch_from: `DIR/LABEL@STEP`, a checkpoint with whose networks and streams the runs go on; or empty.
+        tuned_on: where the numbers come from, in words; kept with the results, and decides nothing.
     """
 
     task: str
@@ -45,6 +49,9 @@ class Experiment:
     network: str = ""
     bin: int | None = None
     lanes_per_batch: int | None = None
+    chunk: int | None = None
+    branch_from: str = ""
+    tuned_on: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,6 @@ class Job:
         static: the method's choices.
         lanes: the runs.
         network: the Flax module.
-        first: the job whose networks this one takes over at step `switch_at`, or `None`.
     """
 
     label: str
@@ -74,8 +80,6 @@ class Job:
     static: Mapping[str, Any]
     lanes: tuple[Lane, ...]
     network: nn.Module
-    first: "Job | None" = None
-    switch_at: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +93,7 @@ class Plan:
         steps: length in updates.
         bin: steps per bin.
         jobs: one per label.
+        source: the checkpoint that the runs go on from, or `None`.
     """
 
     experiment: Experiment
@@ -97,16 +102,20 @@ class Plan:
     steps: int
     bin: int
     jobs: tuple[Job, ...]
+    source: Source | None = None
+
+    @property
+    def start(self) -> int:
+        """The step at which the runs begin."""
+        return self.source.step if self.source else 0
+
+    def job(self, label: str) -> Job:
+        """The job of that label."""
+        return next(job for job in self.jobs if job.label == label)
 
     def settings(self, job: Job) -> dict[str, Any]:
         """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
         chosen = {f"task.{f.name}": getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.init}  # pyright: ignore
-        first = {"first": job.first.method.name, "switch_at": job.switch_at} if job.first else {}
-        if job.first:  # the lanes hold the numbers of the later method only
-            first |= {f"first.{name}": value for name, value in job.first.static.items()}
-            for name in job.first.method.numbers:
-                values = tuple(dict.fromkeys(lane.hyper[name] for lane in job.first.lanes))
-                first[f"first.{name}"] = values[0] if len(values) == 1 else values
         return {
             "task": self.spec.name,
             **{name: value for name, value in chosen.items() if name != "task.data_dir"},
@@ -116,7 +125,7 @@ class Plan:
             "bin": self.bin,
             "method": job.method.name,
             **job.static,
-            **first,
+            **(self.source.settings if self.source else {}),
         }
 
 
@@ -141,26 +150,59 @@ def resolve(experiment: Experiment) -> Plan:
     bin_size = (spec.bin or task.schedule.change_every) if experiment.bin is None else experiment.bin
     if bin_size < 1:
         raise InputError(f"--bin: {bin_size} is not a positive number of steps")
-    if experiment.lanes_per_batch is not None and experiment.lanes_per_batch < 1:
-        raise InputError(f"--lanes_per_batch: {experiment.lanes_per_batch} is not positive")
+    for flag, number in (("--lanes_per_batch", experiment.lanes_per_batch), ("--chunk", experiment.chunk)):
+        if number is not None and number < 1:
+            raise InputError(f"{flag}: {number} is not positive")
     entries = parse_methods(experiment.methods)
     _check_owners(experiment, entries)
-    jobs = tuple(_job(experiment, spec, task, entry, steps) for entry in entries)
-    return Plan(experiment, spec, task, steps, bin_size, jobs)
+    jobs = tuple(_job(experiment, spec, task, entry) for entry in entries)
+    source = find_source(experiment.branch_from) if experiment.branch_from else None
+    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source)
+    for job in jobs if source else ():
+        check_fits(source, plan.settings(job), experiment.seeds, steps)
+    return plan
+
+
+def experiment_of(meta: Mapping[str, Any]) -> Experiment:
+    """The experiment that a run's `run.json` was made by.
+
+    Raises:
+        InputError: the run is of a version of this program that did not keep it.
+    """
+    kept = dict(meta.get("experiment") or {})
+    if not kept:
+        raise InputError(f"{meta['label']}: its run.json does not say by which experiment it was made")
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    lists = {name: tuple(value) for name, value in kept.items() if isinstance(value, list)}
+    return Experiment(**{name: value for name, value in (kept | lists).items() if name in known})
+
+
+def branched(source: str, **changes: Any) -> Experiment:
+    """The experiment that made the run at `DIR/LABEL@STEP`, with other methods or numbers from that step on.
+
+    `preset`, `set` and `sweep` are those of the changes alone, since they belong to the methods.
+
+    Raises:
+        InputError: there is no such run or checkpoint.
+    """
+    found = find_source(source)
+    made = dataclasses.replace(experiment_of(found.meta), seeds=found.seeds, set=(), sweep=(), tuned_on="")
+    length = {} if {"steps", "tasks"} & changes.keys() else {"steps": found.meta["settings"]["steps"], "tasks": None}
+    return dataclasses.replace(made, branch_from=source, **(length | changes))
 
 
 def warnings(plan: Plan) -> list[str]:
     """What is allowed but surely not meant, a line each."""
     lines = []
     for job in plan.jobs:
-        for part, length in ((job, plan.steps - job.switch_at), (job.first, job.switch_at)):
-            numbers = [lane.hyper.get("maturity_threshold", -1) for lane in part.lanes] if part else []
-            never = sum(threshold >= length for threshold in numbers)
-            if part and part.method.needs_units and never:
-                lines.append(
-                    f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
-                    f"{max(numbers):g} is not below the {length} steps of {part.method.name}"
-                )
+        length = plan.steps - plan.start
+        numbers = [lane.hyper.get("maturity_threshold", -1) for lane in job.lanes]
+        never = sum(threshold >= length for threshold in numbers)
+        if job.method.needs_units and never:
+            lines.append(
+                f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
+                f"{max(numbers):g} is not below the {length} steps of the run"
+            )
     return lines
 
 
@@ -179,7 +221,7 @@ def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
     return steps
 
 
-def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry, steps: int) -> Job:
+def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry) -> Job:
     method = find_method(entry.call)
     hyper, static = _settings(experiment, spec, entry, method)
     swept = _swept(experiment, entry.label, method)
@@ -192,29 +234,7 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry, steps
     network = find_network(
         parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
     )
-    first = None
-    if entry.first is not None:
-        if not 0 < entry.switch_at < steps:
-            raise InputError(f"--methods: '{entry.label}' switches at {entry.switch_at}, not between 0 and {steps}")
-        first = _job(experiment, spec, task, Entry(entry.label, entry.first), steps)
-        if first.network != network:
-            before, after = _network_text(first.network), _network_text(network)
-            raise InputError(f"--methods: '{entry.label}' cannot switch from {before} to {after}")
-        first = dataclasses.replace(first, lanes=_before(first, lanes, names, experiment, entry.label))
-    return Job(entry.label, method, static, lanes, network, first, entry.switch_at)
-
-
-def _before(
-    first: Job, lanes: tuple[Lane, ...], swept: list[str], experiment: Experiment, label: str
-) -> tuple[Lane, ...]:
-    """Per lane, the one of the earlier method with the same seed and the same value of what both sweep."""
-    both = [name for name in _swept(experiment, label, first.method) if name in swept]
-    found: dict[tuple, list[Lane]] = {}
-    for lane in first.lanes:
-        found.setdefault((lane.seed, *(lane.hyper[name] for name in both)), []).append(lane)
-    if any(len(several) > 1 for several in found.values()):
-        raise InputError(f"--sweep: '{label}' sweeps a number of {first.method.name} that is gone after the switch")
-    return tuple(found[(lane.seed, *(lane.hyper[name] for name in both))][0] for lane in lanes)
+    return Job(entry.label, method, static, lanes, network)
 
 
 def _settings(
@@ -262,11 +282,9 @@ def _check_owners(experiment: Experiment, entries: list[Entry]) -> None:
     """Every `--set` and `--sweep` reaches a method."""
     owned: dict[str, set[str]] = {}
     for entry in entries:
-        for call in (entry.call, entry.first):
-            if call is not None:
-                method = find_method(call)
-                for owner in ("", entry.label, call.name, method.name):
-                    owned.setdefault(owner, set()).update(method.numbers, method.static)
+        method = find_method(entry.call)
+        for owner in ("", entry.label, entry.call.name, method.name):
+            owned.setdefault(owner, set()).update(method.numbers, method.static)
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
         for text in texts:
             owner, name, _ = parse_setting(flag, text)
@@ -305,4 +323,4 @@ def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:
     return jax.vmap(jax.random.key)(jax.numpy.asarray([lane.seed for lane in lanes], jax.numpy.uint32))
 
 
-__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "lane_keys", "resolve", "warnings"]
+__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "experiment_of", "lane_keys", "resolve", "warnings"]

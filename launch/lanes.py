@@ -1,65 +1,99 @@
-"""How many lanes share a compiled program: a pure function of program and backend, so that results can be repeated."""
+"""Programs of jobs, and work in units: how many lanes share a program, and for how many steps it runs at once.
+
+Both are pure functions of program and backend, so that results can be repeated.
+"""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from launch.errors import InputError
 from launch.experiment import Job, Lane, Plan
-from launch.loop import measured
+from launch.loop import LONGEST_CHUNK, chunk_length, measured
 from launch.methods import BuildContext, Number
 from launch.programs import Program, supervised_program
-from plastic_jax.learners.supervised import SupervisedLearner
-from plastic_jax.units import UnitGraph, trace_units
+from plastic_jax.learners.supervised import SupervisedLearner, network_units
+from plastic_jax.units import UnitGraph
 
 # Largest number of parameters -> lanes per program. On CPUs vmap wins for tiny networks and loses for others.
 CPU_LANES = ((5_000, 100), (math.inf, 1))
 ACCELERATOR_LANES = ((5_000, 4096), (1_000_000, 128), (20_000_000, 16), (math.inf, 1))
 
 
+# Seconds per lane-step on one CPU core: a start, and per parameter in and out of the cache (see results/benchmarks).
+SECONDS_PER_STEP = 3e-7
+SECONDS_PER_PARAMETER = 4e-10
+SECONDS_PER_PARAMETER_FROM_MEMORY = 1.7e-9
+CACHE_PARAMETERS = 500_000
+# Python looks up between chunks only: for signals, clocks and checkpoints.
+LONGEST_CHUNK_SECONDS = 3.0
+ACCELERATOR_SPEED = 50.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Work for one process: lanes `start` to `stop` of the job `label`, run as `size` lanes."""
+    """Work for one process: some lanes of a job, run as `size` lanes of one program; the atom of resume and of sweeps.
+
+    Attributes:
+        label: the job.
+        lanes: the runs, at most `size`; the batch is filled up with copies of the last one, which are thrown away.
+        size: lanes in the compiled program.
+        chunk: steps in one compiled call.
+        name: 12 hexadecimal digits, a hash of all that decides its numbers but its length.
+    """
 
     label: str
-    start: int
-    stop: int
+    lanes: tuple[Lane, ...]
     size: int
+    chunk: int
+    name: str
+
+    @property
+    def batch(self) -> tuple[Lane, ...]:
+        """The lanes, filled up."""
+        return self.lanes + (self.lanes[-1],) * (self.size - len(self.lanes))
 
 
-def job_program(plan: Plan, job: Job) -> Program:
-    """The program of a job.
+def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
+    """The program of a job; with `axis_name`, of one device that has a part of every batch.
 
     Raises:
         InputError: the network does not fit the task, or the method replaces units and the network's are not known.
     """
     shape = _one_input(plan)
-    params = _parameters(plan, job)
-    units = _units(job, params, shape)
+    _parameters(plan, job)
+    network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
+    units = _units(job, network, plan.task.spec.input_shape, axis_name)
 
     def init_params(key: jax.Array) -> Any:
-        return job.network.init(key, jax.numpy.zeros(shape.shape))["params"]
+        return network.init(key, jax.numpy.zeros(shape.shape))["params"]
 
     learner = SupervisedLearner(
-        network=job.network,
+        network=network,
         input_shape=plan.task.spec.input_shape,
         loss=plan.task.spec.loss,
-        transformation=lambda hyper, key: job.method.build(hyper, job.static, BuildContext(units, init_params, key)),
+        transformation=lambda hyper, key: job.method.build(
+            hyper, job.static, BuildContext(units, init_params, key, axis_name)
+        ),
         units=units,
         restart=job.method.restart,
         ordered=not job.method.needs_units,
+        axis_name=axis_name,
     )
     return supervised_program(plan.task, learner, plan.bin)
 
 
-def _units(job: Job, params: Any, x: jax.ShapeDtypeStruct) -> UnitGraph | None:
+def _units(job: Job, network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None) -> UnitGraph | None:
     """The network's units; `None` where they cannot be found and the method does without."""
     try:
-        units = trace_units(lambda params, x: job.network.apply({"params": params}, x), params, x)
+        units = network_units(network, input_shape, axis_name)
     except NotImplementedError as error:
         if job.method.needs_units:
             raise InputError(f"--network: {job.method.name} needs the units of the network; {error}") from None
@@ -142,10 +176,37 @@ def lanes_per_batch(parameters: int, backend: str) -> int:
     return next(lanes for limit, lanes in table if parameters <= limit)
 
 
-def units_of(plan: Plan, job: Job, backend: str) -> list[Unit]:
-    """The job's lanes in batches of equal size; the last one is filled up with copies that are thrown away."""
+def units_of(plan: Plan, job: Job, backend: str, lanes: Sequence[Lane] | None = None) -> list[Unit]:
+    """The job's lanes (or those given) in batches of equal size."""
+    lanes = job.lanes if lanes is None else tuple(lanes)
+    if not lanes:
+        return []
     most = plan.experiment.lanes_per_batch or lanes_per_batch(parameter_count(plan, job), backend)
-    total = len(job.lanes)
-    batches = -(-total // most)
-    size = -(-total // batches)
-    return [Unit(job.label, start, min(start + size, total), size) for start in range(0, total, size)]
+    size = -(-len(lanes) // -(-len(lanes) // most))
+    chunk = chunk_of(plan, job, size, backend)
+    batches = [tuple(lanes[start : start + size]) for start in range(0, len(lanes), size)]
+    return [unit_of(plan, job, batch, size, chunk) for batch in batches]
+
+
+def unit_of(plan: Plan, job: Job, lanes: tuple[Lane, ...], size: int, chunk: int) -> Unit:
+    """A unit with its name."""
+    settings = {name: value for name, value in plan.settings(job).items() if name != "steps"}
+    numbers = [[lane.method, lane.seed, sorted(lane.hyper.items())] for lane in lanes]
+    text = json.dumps([job.label, settings, numbers, size, chunk], sort_keys=True, default=str)
+    return Unit(job.label, lanes, size, chunk, hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def chunk_of(plan: Plan, job: Job, size: int, backend: str) -> int:
+    """Steps in one compiled call of `size` lanes: what was asked for, or what takes a few seconds at most."""
+    program = job_program(plan, job)
+    if plan.experiment.chunk is not None:
+        return chunk_length(program, plan.experiment.chunk)
+    speed = 1.0 if backend == "cpu" else ACCELERATOR_SPEED
+    seconds = seconds_per_step(parameter_count(plan, job)) * size * program.samples_per_step / speed
+    return chunk_length(program, min(LONGEST_CHUNK, max(1, int(LONGEST_CHUNK_SECONDS / seconds))))
+
+
+def seconds_per_step(parameters: int) -> float:
+    """Estimated seconds per lane and step of one example on one CPU core."""
+    rate = SECONDS_PER_PARAMETER if parameters <= CACHE_PARAMETERS else SECONDS_PER_PARAMETER_FROM_MEMORY
+    return SECONDS_PER_STEP + rate * parameters

@@ -1,4 +1,4 @@
-"""The one loop: chunks of steps in one compiled scan, metrics binned in the carry, Python in between."""
+"""The one loop: chunks of steps in one compiled scan, metrics binned between them, Python in between."""
 
 import functools
 import math
@@ -9,19 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.devices import Parallel, spread
 from launch.programs import Mean, Metrics, Program
 
 LONGEST_CHUNK = 10_000
 
 
-class Carry(NamedTuple):
-    """All that a run is between two chunks, lanes on the leading axis: what a checkpoint holds.
+class RunState(NamedTuple):
+    """All that a run is between two chunks: what a checkpoint holds.
 
     Attributes:
-        lanes: the program's carry.
-        bins: per metric, sums and counts `[lane, bin]`.
+        step: steps done.
+        lanes: the program's carry, lanes on the leading axis.
+        bins: per metric, sums and counts, float64 `[lane, bin]` in the host's memory.
     """
 
+    step: int
     lanes: Any
     bins: dict[str, Mean]
 
@@ -33,43 +36,43 @@ def chunk_length(program: Program, longest: int = LONGEST_CHUNK) -> int:
     return max(d for d in range(1, min(common, longest) + 1) if common % d == 0)
 
 
-def chunk_lengths(program: Program, start: int, stop: int) -> Iterator[int]:
-    """The lengths of the calls that take a run from step `start` to step `stop`."""
-    longest = chunk_length(program)
+def chunk_lengths(chunk: int, start: int, stop: int) -> Iterator[int]:
+    """The lengths of the calls that take a run from step `start` to step `stop`, meeting every multiple of `chunk`."""
     while start < stop:
-        length = min(longest - start % longest, stop - start)
+        length = min(chunk - start % chunk, stop - start)
         yield length
         start += length
 
 
-def initial(program: Program, keys: jax.Array, hyper: Mapping[str, Any], data: Any, steps: int) -> Carry:
-    """The carry before step 0, with a bin for every `program.bin` of `steps`."""
-    lanes = _compiled_init(program)(keys, hyper, data)
-    shape = (keys.shape[0], -(-steps // program.bin))
-    one, numbers = jax.tree.map(lambda leaf: jax.eval_shape(lambda x: x[0], leaf), (lanes, dict(hyper)))
-    bins = {n: Mean(jnp.zeros(shape), jnp.zeros(shape)) for n in measured(program, one, numbers, data)}
-    return Carry(lanes, bins)
+def initial(program: Program, keys: jax.Array, hyper: Mapping[str, Any], data: Any, devices: int = 1) -> Any:
+    """The lanes before step 0."""
+    return _compiled_init(program, devices)(keys, hyper, data)
 
 
 def run_chunks(
     program: Program,
-    carry: Carry,
+    state: RunState,
     hyper: Mapping[str, Any],
     data: Any,
-    start: int,
+    chunk: int,
     stop: int,
-    progress: Callable[[int], None] = lambda step: None,
-    chunk: Callable[..., Carry] | None = None,
-) -> Carry:
-    """Steps `start` to `stop`; `progress(step)` is called between chunks."""
-    chunk = chunk or compiled_chunk(program)
-    step = start
-    for length in chunk_lengths(program, start, stop):
-        carry = chunk(carry, hyper, np.int32(step), data, length)
-        step += length
-        jax.block_until_ready(carry)
-        progress(step)
-    return carry
+    between: Callable[[RunState], None] = lambda state: None,
+    compiled: Callable[..., tuple[Any, Metrics]] | None = None,
+) -> RunState:
+    """On to step `stop`, with `between` called after every chunk. The lanes given are donated."""
+    compiled = compiled or compiled_chunk(program)
+    number = -(-stop // program.bin)
+    bins = grown(state.bins, number)
+    for length in chunk_lengths(chunk, state.step, stop):
+        lanes, seen = compiled(state.lanes, hyper, np.int32(state.step), data, length)
+        for name, (total, count) in jax.device_get(seen).items():
+            if name not in bins:
+                bins[name] = Mean(np.zeros((len(total), number)), np.zeros((len(total), number)))
+            bins[name].sum[:, state.step // program.bin] += total
+            bins[name].count[:, state.step // program.bin] += count
+        state = RunState(state.step + length, lanes, bins)
+        between(state)
+    return state
 
 
 def measured(program: Program, lane: Any, hyper: Any, data: Any) -> list[str]:
@@ -84,27 +87,42 @@ def measured(program: Program, lane: Any, hyper: Any, data: Any) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def compiled_chunk(program: Program) -> Callable[..., Carry]:
-    """`chunk(carry, hyper, start, data, length) -> carry`, one program for all lanes and all chunks of a length."""
-    return jax.jit(functools.partial(_chunk, program), static_argnums=4, donate_argnums=0)
+def compiled_chunk(
+    program: Program, devices: int = 1, parallel: Parallel = "lanes"
+) -> Callable[..., tuple[Any, Metrics]]:
+    """`chunk(lanes, hyper, start, data, length) -> (lanes, seen)`, one program for all chunks of a length.
+
+    `seen` holds per metric the sum and the count over the chunk, `[lane]`.
+    """
+
+    def chunk(lanes: Any, hyper: Any, start: jax.Array, data: Any, length: int) -> tuple[Any, Metrics]:
+        steps = functools.partial(chunk_of_steps, program, length)
+        return spread(steps, devices, parallel)(lanes, hyper, start, data)
+
+    return jax.jit(chunk, static_argnums=4, donate_argnums=0)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_init(program: Program) -> Callable[..., Any]:
-    return jax.jit(jax.vmap(program.init, in_axes=(0, 0, None)))
+def _compiled_init(program: Program, devices: int) -> Callable[..., Any]:
+    def init(keys: jax.Array, hyper: Any, start: jax.Array, data: Any) -> Any:
+        del start
+        return jax.vmap(program.init, in_axes=(0, 0, None))(keys, hyper, data)
+
+    return jax.jit(lambda keys, hyper, data: spread(init, devices, "lanes")(keys, hyper, np.int32(0), data))
 
 
-def means(carry: Carry) -> dict[str, np.ndarray]:
+def means(bins: Mapping[str, Mean]) -> dict[str, np.ndarray]:
     """Per metric, `[lane, bin]` float64; NaN where nothing was measured."""
-    arrays = {}
-    for name, bins in carry.bins.items():
-        total, count = np.asarray(bins.sum, np.float64), np.asarray(bins.count, np.float64)
-        arrays[name] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return arrays
+    return {
+        name: np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)
+        for name, (total, count) in bins.items()
+    }
 
 
-def _chunk(program: Program, carry: Carry, hyper: Any, start: jax.Array, data: Any, length: int) -> Carry:
-    lanes, bins = carry
+def chunk_of_steps(
+    program: Program, length: int, lanes: Any, hyper: Any, start: jax.Array, data: Any
+) -> tuple[Any, Metrics]:
+    """`length` steps of all lanes from step `start`, and the sums and counts of what was measured on the way."""
     step = jax.vmap(program.step, in_axes=(0, 0, None, None))
     probe = jax.vmap(program.probe, in_axes=(0, None, None))
     evaluate = jax.vmap(program.evaluate, in_axes=(0, None, None))
@@ -114,14 +132,12 @@ def _chunk(program: Program, carry: Carry, hyper: Any, start: jax.Array, data: A
         lanes, seen = step(lanes, hyper, clock, data)
         return (lanes, jax.tree.map(jnp.add, sums, seen)), None
 
-    seen = _rarely(program.probe_every, start, functools.partial(probe, lanes, start, data))
-    bins = _add(bins, seen, start // program.bin)
+    before = _rarely(program.probe_every, start, functools.partial(probe, lanes, start, data))
     nothing = _zeros(jax.eval_shape(step, lanes, hyper, start, data)[1])
     (lanes, seen), _ = jax.lax.scan(body, (lanes, nothing), start + jnp.arange(length, dtype=jnp.int32))
-    bins = _add(bins, seen, start // program.bin)
     end = start + length
-    seen = _rarely(program.evaluate_every, end, functools.partial(evaluate, lanes, end, data))
-    return Carry(lanes, _add(bins, seen, (end - 1) // program.bin))
+    after = _rarely(program.evaluate_every, end, functools.partial(evaluate, lanes, end, data))
+    return lanes, before | seen | after
 
 
 def _rarely(every: int | None, clock: jax.Array, measure: Callable[[], Metrics]) -> Metrics:
@@ -130,10 +146,15 @@ def _rarely(every: int | None, clock: jax.Array, measure: Callable[[], Metrics])
     return jax.lax.cond(clock % every == 0, measure, lambda: _zeros(jax.eval_shape(measure)))
 
 
-def _add(bins: Metrics, seen: Metrics, index: jax.Array) -> Metrics:
-    added = {n: jax.tree.map(lambda b, s: b.at[:, index].add(s), bins[n], seen[n]) for n in seen}
-    return bins | added
-
-
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def grown(bins: Mapping[str, Mean], number: int) -> dict[str, Mean]:
+    """A copy of the bins with empty ones added up to `number`; bins beyond it stay out."""
+
+    def longer(values: np.ndarray) -> np.ndarray:
+        kept = np.asarray(values, np.float64)[:, :number]
+        return np.pad(kept, ((0, 0), (0, number - kept.shape[1])))
+
+    return {name: Mean(longer(total), longer(count)) for name, (total, count) in bins.items()}

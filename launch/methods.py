@@ -52,11 +52,15 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class BuildContext:
-    """What a method may need beside its numbers: the unit graph, a fresh network, the lane's method key."""
+    """What a method may need beside its numbers: the unit graph, a fresh network, the lane's method key.
+
+    `axis_name` is the mapped axis over which devices share a batch, if they do.
+    """
 
     units: UnitGraph | None
     init_params: Callable[[jax.Array], Any]
     key: jax.Array
+    axis_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +181,7 @@ def _continual_backprop(hyper: Mapping[str, Any], static: Mapping[str, Any], con
         reset_state=static["reset_state"],
         transfer_bias=static["transfer_bias"],
         history=static["history"],
+        axis_name=context.axis_name,
     )
 
 
@@ -193,6 +198,7 @@ def _redo(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildCon
         max_replacements=static["max_replacements"] or None,
         reset_state=static["reset_state"],
         history=static["history"],
+        axis_name=context.axis_name,
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from plastic_jax.learners.supervised import SupervisedLearner, SupervisedState
 from plastic_jax.paths import leaf_key
-from tasks.base import Task
+from tasks.base import Batch, Task
 
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
@@ -61,7 +61,7 @@ class SupervisedCarry(NamedTuple):
 
 
 def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) -> Program:
-    """A task's stream shown to a supervised learner.
+    """A task's stream shown to a supervised learner; under its mapped axis every device learns from a part of a batch.
 
     The lane's key gives one key for each purpose; those of the task and of the initial weights know neither the method
     nor its numbers, so that all methods of a seed see the same stream and start from the same weights.
@@ -77,6 +77,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         carry: SupervisedCarry, hyper: Mapping[str, Any], clock: jax.Array, data: Any
     ) -> tuple[SupervisedCarry, Metrics]:
         stream, batch = task.next(carry.task, clock, data)
+        batch = _own_part(batch, learner.axis_name)
         batch = jax.lax.optimization_barrier(batch)  # else XLA repeats the making of x in every pass over the weights
         state, seen = learner.step(carry.learner, hyper, batch, clock)
         loss = seen["squared_error" if "squared_error" in seen else "loss"]
@@ -109,11 +110,20 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     )
 
 
+def _own_part(batch: Batch, axis_name: str | None) -> Batch:
+    """This device's examples: as many consecutive ones as every other device has; the rest is for all."""
+    if axis_name is None:
+        return batch
+    rows = len(batch.x) // jax.lax.psum(1, axis_name)
+    start = jax.lax.axis_index(axis_name) * rows
+    x, y = (jax.lax.dynamic_slice_in_dim(values, start, rows) for values in (batch.x, batch.y))
+    return batch._replace(x=x, y=y)
+
+
 def continued(carry: SupervisedCarry, earlier: SupervisedCarry) -> SupervisedCarry:
-    """A lane that goes on with the stream and the very weights of `earlier`, and with all else of its own."""
-    return carry._replace(
-        task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(params=earlier.learner.params)
-    )
+    """A lane that goes on with the stream and the very network of `earlier`, and with all else of its own."""
+    network = {"params": earlier.learner.params, "variables": earlier.learner.variables}
+    return carry._replace(task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(**network))
 
 
 def _unless(diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0) -> jax.Array:

@@ -6,21 +6,20 @@ bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no meas
 """
 
 import json
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from launch.durable import replacing
 from launch.errors import InputError
 
 SCHEMA = 1
-RUN, METRICS, LIVES, DONE = "run.json", "metrics.npz", "lives.npz", "DONE"
+RUN, METRICS, LIVES, DONE, CHECKPOINTS = "run.json", "metrics.npz", "lives.npz", "DONE", "checkpoints"
 AXES = ("step", "count")
 ADDED = ("finished", "folder")  # what reading puts into `meta`
 REQUIRED = ("label", "method", "task", "settings", "lanes")
@@ -79,25 +78,20 @@ def number_texts(values: list) -> list[str]:
     return short if len(set(short)) == len(set(values)) else [str(value) for value in values]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` in one move when the block ends well, and is removed when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _plain(value: Any) -> Any:
     """What JSON can hold for a numpy scalar, an array, a path, or a tuple-like."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def write_meta(folder: Path | str, meta: Mapping[str, Any]) -> None:
+    """Write `run.json` of a run that begins."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = {"schema": SCHEMA, **{key: value for key, value in meta.items() if key not in ADDED}}
+    with replacing(folder / RUN) as file:
+        file.write((json.dumps(meta, indent=1, default=_plain) + "\n").encode())
 
 
 def write_run(
@@ -129,8 +123,7 @@ def write_run(
     else:
         with replacing(folder / LIVES) as file:
             np.savez_compressed(file, **lives)  # type: ignore[arg-type]
-    with replacing(folder / RUN) as file:
-        file.write((json.dumps(meta, indent=1, default=_plain) + "\n").encode())
+    write_meta(folder, meta)
     if finished:
         (folder / DONE).touch()
 
@@ -150,8 +143,12 @@ def _misfit(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return ""
 
 
-def read_run(folder: Path | str) -> Run:
-    """Read one label's folder; InputError where it is missing, damaged, or of another schema."""
+def read_meta(folder: Path | str) -> dict[str, Any]:
+    """A label's `run.json`, of a run that may still be on its way, with `finished` and `folder` added.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
@@ -161,13 +158,33 @@ def read_run(folder: Path | str) -> Run:
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         version = meta.get("schema") if isinstance(meta, dict) else None
         raise InputError(f"{folder / RUN}: schema {version!r}, this program reads schema {SCHEMA}")
+    missing = [key for key in REQUIRED if key not in meta]
+    if missing:
+        raise InputError(f"{folder / RUN}: lacks {', '.join(missing)}")
+    return meta | {"finished": (folder / DONE).exists(), "folder": str(folder)}
+
+
+def unit_folders(folder: Path, meta: Mapping[str, Any]) -> list[Path]:
+    """Where the checkpoints of a run's units of work are, in the order of its lanes."""
+    return [folder / CHECKPOINTS / unit["name"] for unit in meta.get("units", ())]
+
+
+def run_names(directory: Path) -> list[str]:
+    """The folders in `directory` that hold a run, finished or not; none where it is itself a run."""
+    return [] if (directory / RUN).is_file() else sorted(path.parent.name for path in directory.glob(f"*/{RUN}"))
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read one label's folder; InputError where it is missing, damaged, of another schema, or not over."""
+    folder, meta = Path(folder), read_meta(folder)
     if not (folder / METRICS).is_file():
+        if "units" in meta:
+            raise InputError(f"{folder}: not over yet; python -m launch.inspect {folder} says how far it is")
         raise InputError(f"{folder}: no {METRICS} in it; it holds {_contents(folder)}")
     arrays = _read(folder / METRICS, _load)
     problem = _misfit(meta, arrays)
     if problem:
         raise InputError(f"{folder}: {problem}")
-    meta |= {"finished": (folder / DONE).exists(), "folder": str(folder)}
     metrics = {name: values for name, values in arrays.items() if name not in AXES}
     lives = _read(folder / LIVES, _load) if (folder / LIVES).is_file() else None
     return Run(str(meta["label"]), meta, arrays["step"], arrays["count"], metrics, lives)
@@ -191,7 +208,8 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
 def read_runs(directory: Path | str) -> dict[str, Run]:
     """Every run in `directory` by label, sorted; a folder that is itself one run counts as a single one.
 
-    Raises InputError where the folder is missing, holds no run, or one of its runs is damaged.
+    Runs on their way are left out where others are over. Raises InputError where the folder is missing, holds no run,
+    or one of its runs is damaged.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -199,11 +217,12 @@ def read_runs(directory: Path | str) -> dict[str, Run]:
     if (directory / RUN).is_file():
         run = read_run(directory)
         return {run.label: run}
-    folders = sorted(path.parent for path in directory.glob(f"*/{RUN}"))
+    folders = [directory / name for name in run_names(directory)]
     if not folders:
         raise InputError(f"{directory}: no run in it (no */{RUN}); it holds {_contents(directory)}")
+    over = [folder for folder in folders if (folder / METRICS).is_file() or "units" not in read_meta(folder)]
     runs: dict[str, Run] = {}
-    for folder in folders:
+    for folder in over or folders:
         run = read_run(folder)
         if run.label in runs:
             raise InputError(f"{folder}: second run with the label '{run.label}' in {directory}")

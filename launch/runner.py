@@ -1,31 +1,44 @@
 """`run(experiment)`: the whole of a launch but its flags."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from launch import hosts
+from launch.devices import Parallel
 from launch.errors import InputError
-from launch.experiment import Experiment, Job, Lane, Plan, lane_keys, resolve
-from launch.lanes import Unit, hyper_arrays, job_program, load_data, units_of
+from launch.experiment import Experiment, Plan, resolve
+from launch.lanes import Unit, job_program, load_data
 from launch.lives import PREFIX, gathered
-from launch.loop import initial, means, run_chunks
 from launch.machine import commit, machine, versions
-from launch.programs import continued
-from launch.run_folder import Run, read_run, write_run
+from launch.resume import Block, Resume, Work, check_resume, work_of
+from launch.run_folder import CHECKPOINTS, Run, read_run, write_meta, write_run
+from launch.stopping import Stop, Stopped, held, in_worker
+from launch.syntax import without
+from launch.work import KEEPING, Arrays, Devices, Keeping, Place, Report, finished, run_units
 from plastic_jax import biography
 
-Report = Callable[[str, int], None]
-_queue: Any = None
+
+class Done(NamedTuple):
+    """Units that are over: what they measured, and the seconds it took."""
+
+    units: Sequence[Unit]
+    arrays: Sequence[Arrays]
+    seconds: float
 
 
 def run(
@@ -33,142 +46,190 @@ def run(
     workdir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     report: Report = lambda label, lane_steps: None,
+    *,
+    resume: Resume = "auto",
+    keeping: Keeping = KEEPING,
+    devices: int | None = None,
+    parallel: Parallel = "lanes",
+    block: Block | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, Run]:
-    """Run every lane of the experiment.
+    """Run every lane of the experiment, or go on with it.
 
     Args:
         experiment: what to run.
-        workdir: where to keep the results, a folder per label; nothing is kept where `None`. Labels that are already
-            there, finished and of equal settings are read and not run again.
+        workdir: where to keep the results, a folder per label; nothing is kept where `None`. What is already there of
+            equal settings is gone on with: a label that is over is read, one on its way continues from its newest
+            checkpoints, a longer run continues from the end, and new seeds run beside the old ones.
         workers: processes that share the work; by default one a core on CPUs, and none beside this one elsewhere. A
             script that calls this with more than one needs `if __name__ == "__main__":` around it.
         report: called with a label and the lane-steps done since the last call.
+        resume: `"auto"`, `"never"` (refuse a folder that holds a run) or `"must"` (refuse one that does not).
+        keeping: when checkpoints are written, and which stay.
+        devices: devices that share the work; by default all of them, on CPUs one.
+        parallel: `"lanes"`, lanes of their own for every device, or `"batch"`, all devices share every lane's batch.
+        block: every how many of each label's units of work this launch runs, see `launch.merge`; by default all.
+        stop: a flag to look at between chunks.
 
     Returns:
         What was measured, by label.
 
     Raises:
         InputError: something asked for cannot be; nothing has been compiled or written.
+        Stopped: `stop` was requested; the same call goes on.
+        StorageError: a checkpoint could not be written; the last good ones stand.
     """
     if workers is not None and workers < 1:
         raise InputError(f"--workers: {workers} is not a positive number")
+    if (workers or 1) > 1 and ((devices or 1) > 1 or parallel == "batch"):
+        raise InputError(f"--workers={workers}: several devices are worked on by one process; leave --workers out")
+    check_resume(resume)
     plan = resolve(experiment)
-    finished = _finished(plan, workdir)
-    jobs = [job for job in plan.jobs if job.label not in finished]
-    for job in jobs:
-        job_program(plan, job)
-    load_data(plan)
-    for path in [] if workdir is None else [Path(workdir), *(Path(workdir) / job.label for job in jobs)]:
-        _check_writable(path)
-    backend = jax.default_backend()
-    units = [unit for job in jobs for unit in units_of(plan, job, backend)]
-    results: dict[str, list[tuple[Unit, dict[str, np.ndarray], float]]] = {}
-    runs = dict(finished)
-    for unit, arrays, seconds in _run_units(plan, units, workers, report):
-        results.setdefault(unit.label, []).append((unit, arrays, seconds))
-        job = next(j for j in jobs if j.label == unit.label)
-        if sum(u.stop - u.start for u, _, _ in results[unit.label]) == len(job.lanes):
-            runs[job.label] = _finish(plan, job, results.pop(unit.label), workdir)
+    layout = Devices(_devices(devices, plan, parallel), parallel)
+    backend, root = jax.default_backend(), None if workdir is None else Path(workdir)
+    works = {job.label: work_of(plan, job, root and root / job.label, resume, backend, block) for job in plan.jobs}
+    runs = {} if root is None else {label: r for label, w in works.items() if (r := _over(plan, w, root / label))}
+    works = {label: work for label, work in works.items() if label not in runs}
+    _check(plan, list(works.values()), root, keeping)
+    hosts.highest(0)  # every process has looked before the first one writes
+    if root is not None and hosts.is_first():
+        for label, work in works.items():
+            if work.meta is None:
+                write_meta(root / label, _meta(plan, work))
+    done: dict[str, list[Done]] = {}
+    for label, part in _run_all(plan, list(works.values()), root, keeping, layout, workers, stop, report):
+        done.setdefault(label, []).append(part)
+        if sum(len(d.units) for d in done[label]) == len(works[label].units):
+            runs[label] = _finish(plan, works[label], done.pop(label), root, keeping)
     return {job.label: runs[job.label] for job in plan.jobs}
 
 
-def run_unit(plan: Plan, unit: Unit, report: Report = lambda label, lane_steps: None) -> dict[str, np.ndarray]:
-    """Run one unit in this process: `[lane, bin]` per metric, `diverged` bool `[lane]`, and unit biographies if any.
-
-    The units of a plan's job share one compiled program.
-    """
-    job = next(j for j in plan.jobs if j.label == unit.label)
-    data = jax.device_put(load_data(plan))
-    done = 0
-
-    def progress(step: int) -> None:
-        nonlocal done
-        report(unit.label, (step - done) * (unit.stop - unit.start))
-        done = step
-
-    start, carry = 0, None
-    if job.first is not None:
-        carry = _advance(plan, job.first, unit, data, None, 0, job.switch_at, progress)
-        start = job.switch_at
-    carry = _advance(plan, job, unit, data, carry, start, plan.steps, progress)
-    diverged = np.asarray(jax.vmap(_program(plan, job).diverged)(carry.lanes))
-    kept = unit.stop - unit.start
-    arrays = means(carry) | {"diverged": diverged} | _biographies(carry.lanes)
-    return {name: values[:kept] for name, values in arrays.items()}
+def _devices(asked: int | None, plan: Plan, parallel: Parallel) -> int:
+    there = jax.device_count() if parallel == "batch" else jax.local_device_count()
+    alone = jax.process_count() == 1
+    if not alone and (parallel != "batch" or asked not in (None, there)):
+        raise InputError(
+            "--hosts: several hosts share batches over all devices, --parallel=batch; for lanes see --block"
+        )
+    number = asked or (1 if jax.default_backend() == "cpu" and alone else there)
+    if not 1 <= number <= there:
+        raise InputError(f"--devices: {number} asked, this machine has {there}")
+    if parallel == "batch" and plan.task.spec.batch % number:
+        raise InputError(f"--parallel=batch: {number} devices cannot share batches of {plan.task.spec.batch} equally")
+    return number
 
 
-def _biographies(lanes: Any) -> dict[str, np.ndarray]:
-    """The arrays of the biography in the lanes' state, `{}` where there is none."""
-    told = biography.find(lanes)
-    if told is None:
-        return {}
-    found, age = told
-    arrays = {"rows": found.rows, "written": found.written} | {f"age/{name}": values for name, values in age.items()}
-    arrays |= {f"usefulness/{name}": counts for name, counts in found.usefulness.items()}
-    return {PREFIX + name: np.asarray(values) for name, values in arrays.items()}
+def _check(plan: Plan, works: Sequence[Work], root: Path | None, keeping: Keeping) -> None:
+    """All that can be known to fail, before anything is compiled or written."""
+    for work in works:
+        job_program(plan, work.job)
+        for step in keeping.at:
+            if step % work.units[0].chunk or not plan.start < step <= plan.steps:
+                raise InputError(
+                    f"--checkpoint_at: {step} is not a multiple of {work.units[0].chunk}, the steps between two looks, "
+                    f"up to {plan.steps}"
+                )
+    load_data(plan)
+    for path in [] if root is None else [root, *(root / work.job.label for work in works)]:
+        _check_writable(path)
 
 
-def _advance(
-    plan: Plan, job: Job, unit: Unit, data: Any, earlier: Any, start: int, stop: int, progress: Callable[[int], None]
-) -> Any:
-    program = _program(plan, job)
-    lanes = _batch(job.lanes, unit)
-    hyper = hyper_arrays(job, lanes)
-    carry = initial(program, lane_keys(lanes), hyper, data, plan.steps)
-    if earlier is not None:
-        carry = carry._replace(lanes=continued(carry.lanes, earlier.lanes), bins=earlier.bins)
-    return run_chunks(program, carry, hyper, data, start, stop, progress)
-
-
-# Kept, so that the units of a job share what is compiled: a job's program and the one before its switch.
-_program = functools.lru_cache(maxsize=2)(job_program)
-_resolved = functools.lru_cache(maxsize=1)(resolve)
-
-
-def _batch(lanes: tuple[Lane, ...], unit: Unit) -> tuple[Lane, ...]:
-    chosen = lanes[unit.start : unit.stop]
-    return chosen + (chosen[-1],) * (unit.size - len(chosen))
-
-
-def _run_units(
-    plan: Plan, units: list[Unit], workers: int | None, report: Report
-) -> Iterable[tuple[Unit, dict[str, np.ndarray], float]]:
+def _run_all(
+    plan: Plan,
+    works: Sequence[Work],
+    root: Path | None,
+    keeping: Keeping,
+    devices: Devices,
+    workers: int | None,
+    stop: Stop | None,
+    report: Report,
+) -> Iterable[tuple[str, Done]]:
+    """Every label's units, as they end."""
+    tasks: list[tuple[Sequence[Unit], Place | None]] = []
+    together = devices.number if devices.parallel == "lanes" else 1
+    for work in works:
+        place = None if root is None else Place(root / work.job.label / CHECKPOINTS, keeping)
+        over = {unit.name: arrays for unit in work.units if place and (arrays := finished(plan, unit, place))}
+        for unit in work.units:
+            if unit.name in over:
+                report(unit.label, len(unit.lanes) * (plan.steps - plan.start))
+                yield unit.label, Done([unit], [over[unit.name]], 0.0)
+        left = [unit for unit in work.units if unit.name not in over]
+        alike: dict[tuple[int, int], list[Unit]] = {}
+        for unit in left:
+            alike.setdefault((unit.size, unit.chunk), []).append(unit)
+        for same in alike.values():
+            tasks += [(same[i : i + together], place) for i in range(0, len(same), together)]
     if workers is None:
-        workers = min(len(units), os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+        workers = min(len(tasks), os.cpu_count() or 1) if jax.default_backend() == "cpu" and devices.number == 1 else 1
     if workers <= 1:
-        for unit in units:
+        for units, place in tasks:
             began = time.perf_counter()
-            yield unit, run_unit(plan, unit, report), time.perf_counter() - began
+            arrays = run_units(plan, units, place, devices, stop, report)
+            yield units[0].label, Done(units, arrays, time.perf_counter() - began)
         return
+    yield from _in_processes(plan, tasks, workers, stop, report)
+
+
+def _in_processes(
+    plan: Plan, tasks: Sequence[tuple[Sequence[Unit], Place | None]], workers: int, stop: Stop | None, report: Report
+) -> Iterable[tuple[str, Done]]:
+    stop = stop or Stop()
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    # Small programs lose more to XLA's thread pool than they gain: one thread per worker, one worker per core.
-    threads = os.environ.get("NPROC")
-    os.environ["NPROC"] = "1"
     listener = threading.Thread(target=_listen, args=(queue, report), daemon=True)
     listener.start()
     try:
-        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (queue, sys.path)) as pool:
-            futures = [pool.submit(_work, plan.experiment, unit) for unit in units]
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
+        # Small programs lose more to XLA's thread pool than they gain: one thread per worker, one worker per core.
+        with (
+            _environment(NPROC="1"),
+            concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (queue, sys.path, stop)) as pool,
+        ):
+            with held():  # a signal to the whole group must not kill workers that do not listen yet
+                futures = [pool.submit(_work, plan.experiment, *task) for task in tasks]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    done = future.result()
+                    yield done.units[0].label, done
+            except concurrent.futures.process.BrokenProcessPool:
+                if stop.signal:
+                    raise Stopped(stop.signal) from None
+                raise InputError(
+                    "--workers: a worker process was killed, perhaps for its memory; the same command goes on"
+                ) from None
+            finally:
+                if not all(future.done() for future in futures):
+                    stop.request(signal.SIGTERM)  # one has failed: the others need not come to their end first
+                for future in futures:
+                    future.cancel()
     finally:
-        os.environ.pop("NPROC") if threads is None else os.environ.update(NPROC=threads)
         queue.put(None)
         listener.join()
 
 
-def _start_worker(queue: Any, path: list[str]) -> None:
-    global _queue
-    _queue = queue
+_queue: Any = None
+_stop: Stop | None = None
+
+
+def _start_worker(queue: Any, path: list[str], stop: Stop | None) -> None:
+    global _queue, _stop
+    _queue, _stop = queue, stop
+    in_worker(stop)
     sys.path[:] = path
     enable_compilation_cache()
 
 
-def _work(experiment: Experiment, unit: Unit) -> tuple[Unit, dict[str, np.ndarray], float]:
+def _work(experiment: Experiment, units: Sequence[Unit], place: Place | None) -> Done:
+    if _stop is not None and _stop.signal:
+        raise Stopped(_stop.signal)
     began = time.perf_counter()
-    arrays = run_unit(_resolved(experiment), unit, lambda label, lane_steps: _queue.put((label, lane_steps)))
-    return unit, arrays, time.perf_counter() - began
+    arrays = run_units(
+        _resolved(experiment), units, place, stop=_stop, report=lambda label, steps: _queue.put((label, steps))
+    )
+    return Done(units, arrays, time.perf_counter() - began)
+
+
+_resolved = functools.lru_cache(maxsize=1)(resolve)
 
 
 def _listen(queue: Any, report: Report) -> None:
@@ -176,63 +237,68 @@ def _listen(queue: Any, report: Report) -> None:
         report(*item)
 
 
-def _finish(plan: Plan, job: Job, parts: list[tuple[Unit, dict[str, np.ndarray], float]], workdir: Any) -> Run:
-    parts = sorted(parts, key=lambda part: part[0].start)
-    arrays = {name: np.concatenate([p[1][name] for p in parts]) for name in parts[0][1]}
-    diverged = np.flatnonzero(arrays.pop("diverged")).tolist()
-    found = {name.removeprefix(PREFIX): arrays.pop(name) for name in list(arrays) if name.startswith(PREFIX)}
-    lives = gathered(found, biography.AGES, job.switch_at if job.first else 0, plan.steps) if found else None
-    bins = -(-plan.steps // plan.bin)
-    step = np.minimum(np.arange(1, bins + 1) * plan.bin, plan.steps)
-    count = np.diff(step, prepend=0)
-    meta = {
-        "label": job.label,
-        "method": job.method.name,
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables set while the block runs."""
+    former = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _over(plan: Plan, work: Work, folder: Path) -> Run | None:
+    """The run as it stands, where nothing is left to do."""
+    if work.meta is None or not work.meta["finished"]:
+        return None
+    same = work.meta["settings"].get("steps") == plan.steps and len(work.meta["lanes"]) == len(work.job.lanes)
+    if not same and not all((folder / CHECKPOINTS / unit["name"]).is_dir() for unit in work.meta["units"]):
+        raise InputError(f"--workdir: {folder} holds no checkpoints to go on from; they were not kept (--keep)")
+    return read_run(folder) if same else None
+
+
+def _meta(plan: Plan, work: Work) -> dict[str, Any]:
+    """`run.json` as it is known before anything is run."""
+    return {
+        "label": work.job.label,
+        "method": work.job.method.name,
         "task": plan.spec.name,
-        "settings": plan.settings(job),
-        "lanes": [{"method": n.method, "seed": n.seed, "hyper": dict(n.hyper)} for n in job.lanes],
-        "lanes_per_batch": parts[0][0].size,
+        "settings": plan.settings(work.job),
+        "experiment": dataclasses.asdict(plan.experiment) | {"task": without(plan.experiment.task, "data_dir")},
+        "lanes": [{"method": n.method, "seed": n.seed, "hyper": dict(n.hyper)} for n in work.job.lanes],
+        "units": [
+            {"name": unit.name, "lanes": len(unit.lanes), "size": unit.size, "chunk": unit.chunk} for unit in work.units
+        ],
+        "lanes_per_batch": work.units[0].size,
+        "chunk": work.units[0].chunk,
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),
-        "diverged": diverged,
-        "task_aware": job.method.task_aware,
-        "wall_seconds": round(sum(p[2] for p in parts), 3),
+        "task_aware": work.job.method.task_aware,
+        **({"block": work.block} if work.block else {}),
     }
-    if workdir is None:
-        return Run(job.label, {"schema": 1, "finished": True} | meta, step, count, arrays, lives)
-    folder = Path(workdir) / job.label
+
+
+def _finish(plan: Plan, work: Work, parts: Sequence[Done], root: Path | None, keeping: Keeping) -> Run:
+    """Join what a label's units have measured, and write it down."""
+    measured = {unit.name: arrays for part in parts for unit, arrays in zip(part.units, part.arrays, strict=True)}
+    ordered = [measured[unit.name] for unit in work.units]
+    arrays = {name: np.concatenate([one[name] for one in ordered]) for name in ordered[0]}
+    diverged = np.flatnonzero(arrays.pop("diverged")).tolist()
+    found = {name.removeprefix(PREFIX): arrays.pop(name) for name in list(arrays) if name.startswith(PREFIX)}
+    lives = gathered(found, biography.AGES, plan.start, plan.steps) if found else None
+    step = np.minimum(np.arange(1, -(-plan.steps // plan.bin) + 1) * plan.bin, plan.steps)
+    count = np.diff(step, prepend=0)
+    meta = _meta(plan, work) | {"diverged": diverged, "wall_seconds": round(sum(part.seconds for part in parts), 3)}
+    if root is None or not hosts.is_first():
+        return Run(work.job.label, {"schema": 1, "finished": True} | meta, step, count, arrays, lives)
+    folder = root / work.job.label
     write_run(folder, meta, step, count, arrays, lives=lives)
+    if keeping.keep == 0:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return read_run(folder)
-
-
-def _finished(plan: Plan, workdir: Any) -> dict[str, Run]:
-    """The labels that are already there; one of other settings is refused."""
-    runs: dict[str, Run] = {}
-    for job in plan.jobs if workdir is not None else ():
-        folder = Path(workdir) / job.label
-        if not (folder / "run.json").exists():
-            continue
-        found = read_run(folder)
-        wanted = {str(k): _text(v) for k, v in plan.settings(job).items()}
-        there = {k: _text(v) for k, v in found.meta["settings"].items()}
-        differ = [
-            f"{k} {there.get(k)} there, {wanted.get(k)} asked" for k in wanted | there if wanted.get(k) != there.get(k)
-        ]
-        lanes = [(n.seed, dict(n.hyper)) for n in job.lanes]
-        if lanes != [(n["seed"], n["hyper"]) for n in found.lanes]:
-            differ.append(f"{len(found.lanes)} lanes there, {len(lanes)} asked, with other seeds or numbers")
-        if differ:
-            raise InputError(
-                f"--workdir: {folder} holds another run ({'; '.join(differ)}); choose another folder or label"
-            )
-        if found.meta["finished"]:
-            runs[job.label] = found
-    return runs
-
-
-def _text(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _check_writable(workdir: Path) -> None:

@@ -15,12 +15,10 @@ class Call(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """`[label=][first@step->]name(key=value, ...)`: a method under a label, at first perhaps another one."""
+    """`[label=]name(key=value, ...)`: a method under a label."""
 
     label: str
     call: Call
-    first: Call | None = None
-    switch_at: int = 0
 
 
 def parse_call(flag: str, text: str) -> Call:
@@ -45,6 +43,13 @@ def parse_call(flag: str, text: str) -> Call:
         raise InputError(f"{flag}: '{text}' is not of the form name(setting=value,...)") from None
 
 
+def without(text: str, setting: str) -> str:
+    """`name(setting=value,...)` without one of its settings."""
+    call = parse_call("", text)
+    kept = ",".join(f"{name}={value!r}" for name, value in call.settings.items() if name != setting)
+    return f"{call.name}({kept})" if kept else call.name
+
+
 def parse_value(text: str) -> Any:
     """A number, tuple, True, False or None as Python writes it, anything else as the string it is."""
     try:
@@ -54,23 +59,16 @@ def parse_value(text: str) -> Any:
 
 
 def parse_methods(text: str) -> list[Entry]:
-    """`backprop,fast=continual_backprop(replacement_rate=1e-3),rescued=backprop@500000->continual_backprop`."""
+    """`backprop,fast=continual_backprop(replacement_rate=1e-3)`."""
     entries = []
     for part in split(text):
         head, equals, rest = part.partition("=")
-        labelled = bool(equals) and "(" not in head and "@" not in head
+        labelled = bool(equals) and "(" not in head
         label, body = (head.strip(), rest) if labelled else ("", part)
-        first, arrow, last = body.partition("->")
-        if arrow:
-            method, at, step = first.rpartition("@")
-            if not at or not label or not _is_whole(step):
-                raise InputError(f"--methods: '{part}' is not of the form label=method@step->method")
-            entries.append(
-                Entry(label, parse_call("--methods", last), parse_call("--methods", method), int(float(step)))
-            )
-        else:
-            call = parse_call("--methods", body)
-            entries.append(Entry(label or call.name.rpartition(":")[2], call))
+        if "->" in body:
+            raise InputError(f"--methods: '{part}': a run goes on with another method by --branch_from=DIR/LABEL@STEP")
+        call = parse_call("--methods", body)
+        entries.append(Entry(label or call.name.rpartition(":")[2], call))
     if not entries:
         raise InputError("--methods: empty; name at least one (python -m launch.train --list shows them)")
     for entry in entries:
@@ -92,6 +90,50 @@ def parse_seeds(text: str | int) -> tuple[int, ...]:
     if low < 0 or high <= low or high > 2**31:
         raise InputError(f"--seeds: '{text}' names no seed; N must be positive, A:B needs 0 <= A < B")
     return tuple(range(low, high))
+
+
+class Every(NamedTuple):
+    """How often: in steps or in seconds; never where both are `None`."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_every(flag: str, text: str) -> Every:
+    """`200000` steps, `30s`, `10min`, `2h`, or `never`."""
+    text = text.strip()
+    if text == "never":
+        return Every()
+    unit = next((unit for unit in _SECONDS if text.endswith(unit)), "")
+    try:
+        number = float(text.removesuffix(unit))
+    except ValueError:
+        number = math.nan
+    if not (0 < number < math.inf) or (not unit and number != int(number)):
+        raise InputError(
+            f"{flag}: '{text}' is neither a number of steps (200000) nor a time (30s, 10min, 2h) nor never"
+        )
+    return Every(seconds=number * _SECONDS[unit]) if unit else Every(steps=int(number))
+
+
+def parse_keep(flag: str, text: str | int) -> int | None:
+    """A number from 0 on, or `all` as `None`."""
+    text = str(text).strip()
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise InputError(f"{flag}: '{text}' is neither a whole number from 0 on nor all")
+    return int(text)
+
+
+def parse_step(flag: str, text: str) -> int:
+    """A step, a whole number from 1 on, as `500000` or `5e5`."""
+    if not _is_whole(text) or float(text) < 1:
+        raise InputError(f"{flag}: '{text}' is not a step, a whole number from 1 on")
+    return int(float(text))
 
 
 def parse_setting(flag: str, text: str) -> tuple[str, str, str]:

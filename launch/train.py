@@ -7,26 +7,34 @@ Every flag is a field of `launch.Experiment`; `launch.run(experiment)` does the 
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
 from launch import describe
 from launch.cli import run_cli
+from launch.devices import Parallel
 from launch.errors import InputError, unknown
-from launch.experiment import Experiment, Plan, resolve, warnings
+from launch.experiment import Experiment, Plan, branched, resolve, warnings
+from launch.hosts import define_host_flags, is_first, join
 from launch.lanes import metric_names
 from launch.plot import plot
 from launch.registry import find_method
+from launch.resume import Resume, parse_block
 from launch.run_folder import Run
 from launch.runner import enable_compilation_cache, run
 from launch.sinks import check_sinks, open_sinks
-from launch.syntax import parse_methods, parse_seeds
+from launch.stopping import listening
+from launch.syntax import parse_every, parse_keep, parse_methods, parse_seeds, parse_step
 from launch.table import table
+from launch.work import Keeping
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -37,7 +45,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "methods",
         None,
-        "comma-separated [label=]name(setting=value,...); label=first@step->name switches",
+        "comma-separated [label=]name(setting=value,...)",
         flag_values=values,
     )
     flags.DEFINE_string("seeds", "30", "N for seeds 0 to N-1, A:B for seeds A to B-1", flag_values=values)
@@ -67,17 +75,97 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "workers", None, "processes that share the work; by default one a core on CPUs", flag_values=values
     )
     flags.DEFINE_integer(
+        "chunk", None, "most steps in one compiled call; by default a function of their cost", flag_values=values
+    )
+    flags.DEFINE_string(
+        "branch_from", None, "DIR/LABEL@STEP: go on with that run's networks and streams", flag_values=values
+    )
+    flags.DEFINE_integer(
         "history",
         0,
         "replacements of units kept a lane, for launch.units; short for --set=history=N",
         lower_bound=0,
         flag_values=values,
     )
+    define_run_flags(values)
     flags.DEFINE_list("log", [], "further sinks: tensorboard, wandb", flag_values=values)
     flags.DEFINE_list("metric", [], "metrics in the figure; by default the task's own", flag_values=values)
     flags.DEFINE_bool("list", False, "list tasks, methods and networks, and end", flag_values=values)
     flags.DEFINE_string("explain", None, "explain a method's settings, and end", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "say what would be run, and end", flag_values=values)
+
+
+def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags that say how the work is done; none of them changes what comes out."""
+    flags.DEFINE_enum(
+        "resume", "auto", get_args(Resume), "auto goes on where a run stands; never, must refuse", flag_values=values
+    )
+    flags.DEFINE_string(
+        "checkpoint_every",
+        "10min",
+        "steps (200000) or time (30s, 10min, 2h) between checkpoints; never",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "checkpoint_at", [], "steps whose checkpoints stay for good, for --branch_from", flag_values=values
+    )
+    flags.DEFINE_string(
+        "keep", "2", "newest checkpoints that stay, or all; 0: none once the run is over", flag_values=values
+    )
+    flags.DEFINE_integer("devices", None, "devices to share the work; by default all, on CPUs one", flag_values=values)
+    flags.DEFINE_enum(
+        "parallel",
+        "lanes",
+        get_args(Parallel),
+        "lanes: every device has its own; batch: all devices share every batch",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "block",
+        None,
+        "I/N: only every N-th unit of work, from number I on; launch.merge joins them",
+        flag_values=values,
+    )
+    define_host_flags(values)
+    flags.DEFINE_bool("deterministic", False, "on GPUs: only operations that repeat bit for bit", flag_values=values)
+
+
+def run_settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The arguments of `launch.run` that those flags give.
+
+    Raises:
+        InputError: a flag is not of its form.
+    """
+    keeping = Keeping(
+        parse_every("--checkpoint_every", values.checkpoint_every),
+        parse_keep("--keep", values.keep),
+        tuple(parse_step("--checkpoint_at", text) for text in values.checkpoint_at),
+    )
+    return {
+        "resume": values.resume,
+        "keeping": keeping,
+        "devices": values.devices,
+        "parallel": values.parallel,
+        "block": parse_block(values.block) if values.block else None,
+    }
+
+
+def prepare_devices(values: flags.FlagValues) -> None:
+    """What JAX has to be told before it looks for devices.
+
+    Raises:
+        InputError: the other hosts cannot be found.
+    """
+    if values.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    if (
+        values.devices
+        and values.devices > 1
+        and values.hosts is None
+        and "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
+    ):
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    join(values.hosts, values.host, values.coordinator)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
@@ -90,6 +178,8 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values.explain:
         print(describe.method(values.explain))
         return 0
+    settings = run_settings(values)
+    prepare_devices(values)
     experiment = from_flags(values)
     plan = resolve(experiment)
     _check_metrics(plan, values.metric)
@@ -101,8 +191,11 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     workdir = Path(values.workdir or f"runs/{plan.spec.name}")
     if values.log:
         check_sinks(values.log)
-    with progress_bar(sum(len(job.lanes) for job in plan.jobs) * plan.steps) as report:
-        runs = run(experiment, workdir, values.workers, report)
+    total = sum(len(job.lanes) for job in plan.jobs) * (plan.steps - plan.start)
+    with progress_bar(total) as report, listening() as stop:
+        runs = run(experiment, workdir, values.workers, report, stop=stop, **settings)
+    if not is_first():
+        return 0
     log(runs, values.log, workdir)
     print(table(list(runs.values()), values.metric))
     print(f"figure: {plot([workdir], metrics=values.metric or None)}")
@@ -116,30 +209,36 @@ def from_flags(values: flags.FlagValues) -> Experiment:
     Raises:
         InputError: a flag is missing or not of its form.
     """
-    for name in ("task", "methods"):
+    for name in ("methods",) if values.branch_from else ("task", "methods"):
         if not values[name].value:
             raise InputError(f"--{name}: missing; python -m launch.train --list shows what there is")
-    return Experiment(
-        task=_with_settings(values.task, data_dir=values.data_dir, change_every=values.change_every),
-        methods=values.methods,
-        seeds=parse_seeds(values.seeds),
-        steps=values.steps,
-        tasks=values.tasks,
-        preset=values.preset,
-        set=(*values.set, *_history(values)),
-        sweep=tuple(values.sweep),
-        network=values.network,
-        bin=values.bin,
-        lanes_per_batch=values.lanes_per_batch,
-    )
+    asked = {
+        "methods": values.methods,
+        "preset": values.preset,
+        "set": (*values.set, *_history(values)),
+        "sweep": tuple(values.sweep),
+        "network": values.network,
+        "bin": values.bin,
+        "lanes_per_batch": values.lanes_per_batch,
+        "chunk": values.chunk,
+    }
+    length = {"steps": values.steps, "tasks": values.tasks}
+    if values.branch_from:
+        given = {name: value for name, value in asked.items() if values[name].present or name == "set"}
+        given |= {"task": values.task} if values.task else {}
+        given |= length if values.steps is not None or values.tasks is not None else {}
+        given |= {"seeds": parse_seeds(values.seeds)} if values["seeds"].present else {}
+        experiment = branched(values.branch_from, **given)
+    else:
+        experiment = Experiment(task=values.task, seeds=parse_seeds(values.seeds), **length, **asked)
+    task = _with_settings(experiment.task, data_dir=values.data_dir, change_every=values.change_every)
+    return dataclasses.replace(experiment, task=task)
 
 
 def _history(values: flags.FlagValues) -> tuple[str, ...]:
     if not values.history:
         return ()
-    methods = [
-        find_method(call) for entry in parse_methods(values.methods) for call in (entry.call, entry.first) if call
-    ]
+    methods = [find_method(entry.call) for entry in parse_methods(values.methods)]
     if not any("history" in method.static for method in methods):
         names = ", ".join(method.name for method in methods)
         raise InputError(f"--history={values.history}: none of these methods replaces units: {names}")

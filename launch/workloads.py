@@ -110,7 +110,7 @@ def image_task(data_dir: str | None) -> tuple[str, str]:
     return task, "MNIST"
 
 
-def workload(case: Case, plan: Plan, data: Any, repeats: int) -> Callable[[], Any]:
+def workload(case: Case, plan: Plan, data: Any) -> Callable[[], Any]:
     """A call runs the next `case.steps` steps in the longest chunks that fit.
 
     The first step after the start of the run comes first, so that every stream is under way. The diagnostics and the
@@ -119,14 +119,14 @@ def workload(case: Case, plan: Plan, data: Any, repeats: int) -> Callable[[], An
     (job,) = plan.jobs
     program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
     length = min(chunk_length(program), case.steps)
-    carry = initial(program, lane_keys(job.lanes), hyper, data, case.steps * (repeats + 2))
+    lanes = initial(program, lane_keys(job.lanes), hyper, data)
     show = jax.vmap(plan.task.next, (0, None, None))
-    started = jax.jit(show)(carry.lanes.task, np.int32(0), data)
+    started = jax.jit(show)(lanes.task, np.int32(0), data)
     if case.method == STREAM:
         return _forward(_stream_chunk(show), started, data, length, case.steps)
     train = compiled_chunk(program)
-    carry = carry._replace(lanes=carry.lanes._replace(task=started[0]))
-    return _forward(lambda carry, *others: train(carry, hyper, *others), carry, data, length, case.steps)
+    lanes = lanes._replace(task=started[0])
+    return _forward(lambda lanes, *others: train(lanes, hyper, *others)[0], lanes, data, length, case.steps)
 
 
 def _stream_chunk(show: Callable[..., Any]) -> Callable[..., Any]:

@@ -173,7 +173,8 @@ def continual_backprop(
         count_units: whether the rate is a share of the eligible units, or of all units once one of them is eligible.
         reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
         transfer_bias: whether the next layer's bias takes over a removed unit's mean contribution.
-        axis_name: name of a mapped axis over which batch statistics are averaged.
+        axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
+            batch are averaged, so that the same units go on every device; the gradients come averaged already.
         history: replacements kept in the state, see `plastic_jax.biography`; 0 keeps none.
 
     `update` needs `params` and the extra argument `features`, by group name; `clock` is optional, others are ignored.

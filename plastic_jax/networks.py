@@ -107,6 +107,9 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         unbiased: whether the running variance takes in the unbiased variance of the batch (divided by `n - 1`, as
             PyTorch does), or the biased one (as Flax does).
+        axis_name: name of a mapped axis (devices) over which the batch is split in equal parts: `m`, `v` and `n` are
+            those of the whole batch, the same on every device. Used when training only, so that evaluation and `init`
+            need no mapped axis.
 
     Parameters `scale` (1) and `bias` (0); collection `batch_stats`: `mean` (0) and `var` (1); all `[channels]`.
     """
@@ -114,6 +117,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased: bool = True
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -123,9 +127,9 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         if train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            axes = tuple(range(x.ndim - 1))
-            mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean, var = _moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis_name)
+            n *= 1 if axis_name is None else jax.lax.psum(1, axis_name)
             if not self.is_initializing():
                 seen = var * (n / max(n - 1, 1)) if self.unbiased else var
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
@@ -133,6 +137,15 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+
+
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over every axis but the last, and over the mapped axis."""
+    axes = tuple(range(x.ndim - 1))
+    if axis_name is None:
+        return jnp.mean(x, axes), jnp.var(x, axes)
+    mean = jax.lax.pmean(jnp.mean(x, axes), axis_name)
+    return mean, jax.lax.pmean(jnp.mean(jnp.square(x - mean), axes), axis_name)
 
 
 class BasicBlock(nn.Module):
@@ -143,22 +156,24 @@ class BasicBlock(nn.Module):
     Attributes:
         channels: output channels.
         stride: of the first convolution.
+        axis_name: see `BatchNorm`.
 
     Input `[batch, height, width, any]`; output `[batch, height / stride, width / stride, channels]`.
     """
 
     channels: int
     stride: int = 1
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = _conv(self.channels, 3, self.stride, "Conv_0")(x)
-        y = nn.relu(BatchNorm(name="BatchNorm_0")(y, train))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="BatchNorm_0")(y, train))
         y = _conv(self.channels, 3, 1, "Conv_1")(y)
-        y = BatchNorm(name="BatchNorm_1")(y, train)
+        y = BatchNorm(axis_name=self.axis_name, name="BatchNorm_1")(y, train)
         if self.stride != 1 or x.shape[-1] != self.channels:
             x = _conv(self.channels, 1, self.stride, "shortcut")(x)
-            x = BatchNorm(name="shortcut_norm")(x, train)
+            x = BatchNorm(axis_name=self.axis_name, name="shortcut_norm")(x, train)
         return nn.relu(x + y)
 
 
@@ -175,6 +190,7 @@ class ResNet(nn.Module):
         outputs: number of outputs.
         widths: channels per stage; the stem has those of the first stage.
         blocks: blocks per stage.
+        axis_name: see `BatchNorm`.
 
     Input `[batch, height, width, channels]`; `train` says whether batch statistics are used and taken in (then the
     collection `batch_stats` must be mutable). Output `[batch, outputs]`. Parameters: `Conv_0`, `BatchNorm_0`,
@@ -184,15 +200,16 @@ class ResNet(nn.Module):
     outputs: int = 100
     widths: tuple[int, ...] = (64, 128, 256, 512)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = _conv(self.widths[0], 3, 1, "Conv_0")(x)
-        x = nn.relu(BatchNorm(name="BatchNorm_0")(x, train))
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, name="BatchNorm_0")(x, train))
         stages = zip(self.widths, self.blocks, strict=True)
         plan = [(w, 2 if i > 0 and j == 0 else 1) for i, (w, n) in enumerate(stages) for j in range(n)]
         for k, (width, stride) in enumerate(plan):
-            x = BasicBlock(width, stride, name=f"BasicBlock_{k}")(x, train)
+            x = BasicBlock(width, stride, self.axis_name, name=f"BasicBlock_{k}")(x, train)
         x = jnp.mean(x, axis=(1, 2))
         law = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         return nn.Dense(self.outputs, kernel_init=law, name="Dense_0")(x)

@@ -98,7 +98,8 @@ def redo(
         key: typed random key.
         max_replacements: bound on units replaced per group and reset, least active first; `None`: all that are dormant.
         reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
-        axis_name: name of a mapped axis over which batch statistics are averaged.
+        axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
+            batch are averaged, so that the same units go on every device; the gradients come averaged already.
         history: replacements kept in the state, see `plastic_jax.biography`; 0 keeps none.
 
     `update` needs `params` and the extra argument `features`, by group name; others are handed to `inner`.

@@ -48,6 +48,24 @@ class _Edit(NamedTuple):
     value: jax.Array | float
 
 
+def just_replaced(state: Any) -> dict[str, jax.Array]:
+    """Which units went at the last update, bool `[width]` by group name: those of age 0.
+
+    Args:
+        state: any pytree that holds the states of methods that replace units, named tuples with a field `age`, int32
+            `[width]` by group name (`continual_backprop`, `redo`); `{}` where it holds none.
+    """
+
+    def is_told(node: Any) -> bool:
+        return isinstance(getattr(node, "age", None), dict)
+
+    gone: dict[str, jax.Array] = {}
+    for node in filter(is_told, jax.tree.leaves(state, is_leaf=is_told)):
+        for name, age in node.age.items():
+            gone[name] = (age == 0) | gone[name] if name in gone else age == 0
+    return gone
+
+
 def draw_replacement(
     group: UnitGroup,
     index: jax.Array,

@@ -1,6 +1,7 @@
 """Learning from labelled examples, online or in mini-batches."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax import metrics
+from plastic_jax.axes import mean_over, with_axis
+from plastic_jax.reset import just_replaced
 from plastic_jax.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
+from plastic_jax.units.trace import trace_units
 
 _LARGE = 8192
 """Values in a parameter from which a copy costs more than to wait for the backward pass."""
@@ -22,6 +26,7 @@ class SupervisedState(NamedTuple):
 
     Attributes:
         params: the network's parameters.
+        variables: the network's other collections by name (`batch_stats` of batch normalisation); `{}` without.
         optimizer: the transformation's state.
         params_key: typed key of the initial weights; restart `r` draws from `fold_in(params_key, r)`.
         method_key: typed key of the method's own draws.
@@ -29,6 +34,7 @@ class SupervisedState(NamedTuple):
     """
 
     params: Any
+    variables: Any
     optimizer: Any
     params_key: jax.Array
     method_key: jax.Array
@@ -39,6 +45,18 @@ class SupervisedState(NamedTuple):
 class SupervisedLearner:
     """A network, a loss and a method.
 
+    A network may have collections besides its parameters, such as the running statistics of batch normalisation: `step`
+    calls it with `train=True` and keeps what it makes of them, `evaluate` and `probe` call it with `train=False`, where
+    it has an argument `train`. The statistics of a unit that was replaced start afresh (`UnitGraph.reset_variables`).
+
+    On several devices `step` runs under a mapped axis (`jax.shard_map`, `jax.pmap`) with the same state, numbers and
+    clock on each, and of the batch an equal part of `x` and `y` each. Gradients, loss, metrics and variables are
+    averaged over the axis, so that the state stays the same on each. Two parts have to be told of the axis themselves:
+    a method that looks at features (`continual_backprop(axis_name=...)`, `redo(axis_name=...)`), without which every
+    device replaces other units, and a network that normalises by batch (`BatchNorm(axis_name=...)`, or
+    `flax.linen.BatchNorm`), without which every device normalises by its own part. `evaluate` and `probe` answer for
+    what they are shown, and need no axis.
+
     Attributes:
         network: a Flax module from inputs `[batch, *input_shape]` to `[batch, outputs]`.
         input_shape: shape of one input.
@@ -46,11 +64,17 @@ class SupervisedLearner:
             batch of `-log softmax(y)[label]`.
         transformation: `(hyper, key) -> optax transformation`; called inside the compiled step, so that every number in
             `hyper` may be traced.
-        units: the unit graph, for methods and diagnostics that look at hidden units; `None` without.
+        units: the unit graph, for methods and diagnostics that look at hidden units, see `network_units`; `None`
+            without. Its `apply` takes `(params, x)`, or `(params, variables, x)` if the network has variables, and
+            gives the new variables beside the output then.
         restart: begin every task with a new network and a new optimizer state (the fresh-network control).
         head: name of the output layer, set to zero where the batch says `reset_head`; `None` leaves it alone.
         ordered: let the update of large kernels wait for the backward pass: the same numbers, and faster on the CPU for
             methods whose updates do not need all of the pass anyway.
+        axis_name: name of the mapped axis over which `step` averages; `None`: a single device.
+
+    Raises:
+        ValueError: the network has a field `axis_name` of another value.
     """
 
     network: nn.Module
@@ -61,13 +85,20 @@ class SupervisedLearner:
     restart: bool = False
     head: str | None = None
     ordered: bool = False
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        theirs = getattr(self.network, "axis_name", self.axis_name)
+        if theirs != self.axis_name:
+            name = type(self.network).__name__
+            raise ValueError(f"SupervisedLearner: axis_name={self.axis_name!r}, but {name} has axis_name={theirs!r}")
 
     def init(self, params_key: jax.Array, method_key: jax.Array, hyper: Mapping[str, Any]) -> SupervisedState:
         """The state before step 0; `params_key` alone decides the initial weights."""
         restarts = jnp.zeros([], jnp.int32)
-        params = self._fresh(params_key, restarts)
+        params, variables = self._fresh(params_key, restarts)
         optimizer = self.transformation(hyper, method_key).init(params)
-        return SupervisedState(params, optimizer, params_key, method_key, restarts)
+        return SupervisedState(params, variables, optimizer, params_key, method_key, restarts)
 
     def step(
         self, state: SupervisedState, hyper: Mapping[str, Any], batch: Any, clock: jax.Array
@@ -75,7 +106,8 @@ class SupervisedLearner:
         """One update; the metrics are those of the predictions before it.
 
         `batch` has `x`, `y`, `boundary`, `reset_head` and `class_mask`; `clock` is the unbatched int32 step number.
-        Metrics are means over the batch: `squared_error`, or `loss` (nats) and `online_accuracy`.
+        Metrics are means over the batch: `squared_error`, or `loss` (nats) and `online_accuracy`. Under a mapped axis
+        they are means over the whole batch; all but `x` and `y` is the same on every device.
         """
         transformation = self.transformation(hyper, state.method_key)
         if self.restart:
@@ -83,23 +115,36 @@ class SupervisedLearner:
         if self.head is not None:
             state = jax.lax.cond(batch.reset_head, lambda: self._headless(state), lambda: state)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            output, features = self._forward(params, batch.x)
-            return self._loss(output, batch.y, batch.class_mask), (output, features)
+        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+            output, variables, features = self._forward(params, state.variables, batch.x)
+            # shard_map may know that parameters are the same on every device, and then adds up their gradients by
+            # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
+            return mean_over(self._loss(output, batch.y, batch.class_mask), self.axis_name), (
+                output,
+                variables,
+                features,
+            )
 
-        (loss, (output, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (loss, (output, variables, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        grads, variables = mean_over((grads, variables), self.axis_name)
         updates, optimizer = transformation.update(
             grads, state.optimizer, state.params, features=features, boundary=batch.boundary, loss=loss, clock=clock
         )
         params = optax.apply_updates(_after(grads, state.params) if self.ordered else state.params, updates)
-        state = state._replace(params=params, optimizer=optimizer)
+        if variables and self.units is not None:
+            variables = self.units.reset_variables(just_replaced(optimizer), variables)
+        state = state._replace(params=params, variables=variables, optimizer=optimizer)
         if self.loss == "squared_error":
             return state, {"squared_error": loss}
-        return state, {"loss": loss, "online_accuracy": jnp.mean(_predicted(output, batch.class_mask) == batch.y)}
+        accuracy = jnp.mean(_predicted(output, batch.class_mask) == batch.y)
+        return state, {"loss": loss, "online_accuracy": mean_over(accuracy, self.axis_name)}
 
     def evaluate(self, state: SupervisedState, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Sum and number over held-out examples: squared errors, or correct answers; labels below 0 do not count."""
-        output, _ = self._forward(state.params, x)
+        if state.variables:
+            output = _evaluated(self.network)(state.params, state.variables, x)
+        else:
+            output, _, _ = self._forward(state.params, {}, x)
         if self.loss == "squared_error":
             return jnp.sum(jnp.square(output - y)), jnp.asarray(y.size, jnp.float32)
         counted = y >= 0
@@ -114,7 +159,7 @@ class SupervisedLearner:
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(state.params)}
         if self.units is None or not self.units.groups:
             return seen
-        _, features = self.units.apply(state.params, x)
+        features = self._features(self.units, state, x)
         matrices = [feature_matrix(g, features[g.name]) for g in self.units.groups]
         total = sum(g.width for g in self.units.groups)
 
@@ -126,11 +171,24 @@ class SupervisedLearner:
         sums = {"dead_units": dead, "dormant_units": dormant, "effective_rank": effective, "stable_rank": stable}
         return seen | {name: jnp.sum(jnp.stack(values)) / total for name, values in sums.items()}
 
-    def _forward(self, params: Any, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _forward(self, params: Any, variables: Any, x: jax.Array) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        """Output, variables and features in training."""
         if self.units is None:
-            output = self.network.apply({"params": params}, x)
-            return output, {}  # pyright: ignore[reportReturnType]
-        return self.units.apply(params, x)
+            output, variables = _trained(self.network)(params, variables, x)
+            return output, variables, {}
+        if not variables:
+            output, features = self.units.apply(params, x)
+            return output, variables, features
+        (output, variables), features = self.units.apply(params, variables, x)
+        return output, variables, features
+
+    def _features(self, units: UnitGraph, state: SupervisedState, x: jax.Array) -> dict[str, jax.Array]:
+        """The units' values in evaluation."""
+        if not state.variables:
+            return units.apply(state.params, x)[1]
+        evaluated = _evaluated(self.network)
+        seen = trace_units(evaluated, state.params, x, variables=state.variables, check=False)
+        return seen.apply(state.params, state.variables, x)[1]
 
     def _loss(self, output: jax.Array, y: jax.Array, class_mask: jax.Array | None) -> jax.Array:
         if self.loss == "squared_error":
@@ -139,16 +197,64 @@ class SupervisedLearner:
             output = jnp.where(class_mask, output, -jnp.inf)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output, y))
 
-    def _fresh(self, key: jax.Array, restarts: jax.Array) -> Any:
-        blank = jnp.zeros((1, *self.input_shape))
-        return self.network.init(jax.random.fold_in(key, restarts), blank)["params"]
+    def _fresh(self, key: jax.Array, restarts: jax.Array) -> tuple[Any, Any]:
+        return _initial(self.network, jax.random.fold_in(key, restarts), jnp.zeros((1, *self.input_shape)))
 
     def _restarted(self, state: SupervisedState, transformation: optax.GradientTransformation) -> SupervisedState:
-        params = self._fresh(state.params_key, state.restarts)
-        return state._replace(params=params, optimizer=transformation.init(params), restarts=state.restarts + 1)
+        params, variables = self._fresh(state.params_key, state.restarts)
+        optimizer = transformation.init(params)
+        return state._replace(params=params, variables=variables, optimizer=optimizer, restarts=state.restarts + 1)
 
     def _headless(self, state: SupervisedState) -> SupervisedState:
         return state._replace(params={**state.params, self.head: jax.tree.map(jnp.zeros_like, state.params[self.head])})
+
+
+def network_units(network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None = None) -> UnitGraph:
+    """The hidden units of a network as `SupervisedLearner` calls it, found from shapes alone.
+
+    Args:
+        network: a Flax module from inputs `[batch, *input_shape]`.
+        input_shape: shape of one input.
+        axis_name: the mapped axis that the network averages over; it need not be mapped here.
+
+    Raises:
+        NotImplementedError: an operation on hidden units that has no rule.
+    """
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    params, variables = jax.eval_shape(lambda x: _initial(network, jax.random.key(0), x), x)
+    trained = with_axis(_trained(network), axis_name)
+    if not variables:
+        return trace_units(lambda params, x: trained(params, {}, x)[0], params, x)
+    return trace_units(trained, params, x, variables=variables)
+
+
+def _initial(network: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+    """Parameters, and the other collections by name."""
+    collections = network.init(key, x, **_mode(network, train=False))
+    return collections["params"], {name: tree for name, tree in collections.items() if name != "params"}
+
+
+def _trained(network: nn.Module) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+    """The network in training: `(params, variables, x) -> (output, variables)`."""
+
+    def apply(params: Any, variables: Any, x: jax.Array) -> tuple[Any, Any]:
+        if not variables:
+            return network.apply({"params": params}, x), variables
+        mode = _mode(network, train=True)
+        return network.apply({"params": params, **variables}, x, mutable=list(variables), **mode)  # pyright: ignore[reportReturnType]
+
+    return apply
+
+
+def _evaluated(network: nn.Module) -> Callable[[Any, Any, jax.Array], Any]:
+    """The network in evaluation: `(params, variables, x) -> output`."""
+    mode = _mode(network, train=False)
+    return lambda params, variables, x: network.apply({"params": params, **variables}, x, **mode)
+
+
+def _mode(network: nn.Module, train: bool) -> dict[str, Any]:
+    """The argument that says whether the network is trained, where it has one."""
+    return {"train": train} if "train" in inspect.signature(type(network).__call__).parameters else {}
 
 
 def _predicted(output: jax.Array, class_mask: jax.Array | None) -> jax.Array:

@@ -81,6 +81,7 @@ class Value:
         scaled: whether it was divided by a statistic (normalised).
         running: whether it is the new value of a running statistic.
         rescaled: whether it was multiplied with anything since the contraction.
+        rows: where it is several statistics along the first axis of which some are `squared`, which are; else empty.
     """
 
     shape: tuple[int, ...]
@@ -92,6 +93,7 @@ class Value:
     scaled: bool = False
     running: bool = False
     rescaled: bool = False
+    rows: tuple[bool, ...] = ()
 
     def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
         """The value after data movement: `move` maps label arrays."""
@@ -100,7 +102,14 @@ class Value:
             leaf: dataclasses.replace(e, index=tuple(i if i is None else move(i) for i in e.index))
             for leaf, e in self.entries.items()
         }
-        return dataclasses.replace(self, shape=tuple(shape), made=made, entries=entries)
+        return dataclasses.replace(self, shape=tuple(shape), made=made, entries=entries, rows=())
+
+    def row(self, rows: slice) -> "Value":
+        """The value, of which only these indices of the first axis go on."""
+        if not self.rows:
+            return self
+        left = self.rows[rows]
+        return dataclasses.replace(self, squared=any(left), rows=left if len(set(left)) > 1 else ())
 
     def varied(self, axes: Iterable[int]) -> list[int]:
         """The sources whose channels change along one of the axes."""

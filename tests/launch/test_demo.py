@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from launch import demo, figure
-from launch.experiment import Experiment, resolve
 from launch.run_folder import Run
 
 STEP = np.arange(1, 21) * 50
@@ -73,14 +72,11 @@ def test_the_figure_is_drawn(runs, tmp_path):
     assert figure.FORMATS
 
 
-def test_the_demos_experiment_can_be_run():
-    methods = demo.METHODS.format(half=500_000, best=demo.BEST_STEP_SIZE)
-    plan = resolve(Experiment("slowly_changing_regression", methods, steps=1_000_000))
-    assert {job.label for job in plan.jobs} == {*demo.COMPARED, *demo.BASELINES, "rescue"}
-    rescue = next(job for job in plan.jobs if job.label == "rescue")
-    assert (rescue.first.method.name, rescue.method.name, rescue.switch_at) == (
-        "backprop",
-        "continual_backprop",
-        500_000,
-    )
-    assert sum(len(job.lanes) for job in plan.jobs) == 8 * 30
+def test_the_rescue_goes_on_with_the_very_networks_of_backprop(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "TASK", "slowly_changing_regression(change_every=100)")
+    runs = demo.run_all((3, 5), 400, tmp_path, 1, lambda label, steps: None)
+    assert set(runs) == {*demo.COMPARED, *demo.BASELINES, "rescue"}
+    rescue = runs["rescue"]
+    assert rescue.meta["settings"]["branch"] == "backprop@200"
+    np.testing.assert_array_equal(rescue.seeds, [3, 5])
+    assert rescue.meta["method"] == "continual_backprop"

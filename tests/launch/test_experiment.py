@@ -37,8 +37,10 @@ WRONG = [
     ("methods", "redo(history=0.5)", ["--methods", "'0.5'", "whole number from 0 on"]),
     ("methods", "continual_backprop(reset_state=maybe)", ["--methods", "'maybe'", "True"]),
     ("methods", "backprop(step_size=True)", ["--methods", "'True'", "number"]),
-    ("methods", "a=backprop@2000->l2", ["--methods", "'a'", "2000", "not between 0 and 2000"]),
-    ("methods", "a=linear@1000->backprop", ["--methods", "'a'", "cannot switch", "widths=()"]),
+    ("methods", "a=backprop@1000->l2", ["--methods", "'a=backprop@1000->l2'", "--branch_from"]),
+    ("branch_from", "runs/first", ["--branch_from", "'runs/first'", "DIR/LABEL@STEP"]),
+    ("branch_from", "no/such/folder@100", ["--branch_from", "no/such/folder", "no such run folder"]),
+    ("chunk", 0, ["--chunk", "0"]),
     ("seeds", (), ["--seeds"]),
     ("seeds", (1, 1), ["--seeds", "different"]),
     ("seeds", (-1, 1), ["--seeds"]),
@@ -125,38 +127,6 @@ def test_the_published_redo_asks_one_batch_and_keeps_the_optimizers_state():
     assert job.lanes[0].hyper["decay_rate"] > 0 and job.static["reset_state"] is True
 
 
-def test_a_setting_reaches_whichever_side_of_a_switch_knows_it():
-    methods = "r=backprop@1000->continual_backprop"
-    for text in ("replacement_rate=0.5", "r.replacement_rate=0.5", "continual_backprop.replacement_rate=0.5"):
-        assert changed(methods=methods, set=(text,)).jobs[0].lanes[0].hyper["replacement_rate"] == 0.5
-    job = changed(methods=methods, set=("r.step_size=0.5",)).jobs[0]
-    assert job.first.lanes[0].hyper["step_size"] == job.lanes[0].hyper["step_size"] == 0.5
-    job = changed(methods=methods, set=("backprop.step_size=0.5",)).jobs[0]
-    assert (job.first.lanes[0].hyper["step_size"], job.lanes[0].hyper["step_size"]) == (0.5, 0.01)
-
-
-def test_lanes_on_both_sides_of_a_switch_belong_together():
-    sweep = ("step_size=0.1,0.2", "replacement_rate=0,1")
-    job = changed(methods="r=backprop@1000->continual_backprop", seeds=(4, 5), sweep=sweep).jobs[0]
-    assert len(job.lanes) == len(job.first.lanes) == 8
-    for before, after in zip(job.first.lanes, job.lanes, strict=True):
-        assert (before.seed, before.hyper["step_size"]) == (after.seed, after.hyper["step_size"])
-    with pytest.raises(InputError, match=r"^--sweep: 'r' sweeps a number of l2 that is gone"):
-        changed(methods="r=l2@1000->backprop", sweep=("weight_decay=0,1",))
-
-
-def test_settings_tell_apart_what_happened_before_a_switch():
-    def settings(first):
-        plan = changed(methods=f"r={first}@1000->continual_backprop")
-        return plan.settings(plan.jobs[0])
-
-    plain = settings("backprop")
-    assert plain["first"] == "backprop"
-    assert plain["switch_at"] == 1000
-    assert plain != settings("backprop(step_size=0.5)")
-    assert plain != settings("backprop(optimizer=adam)")
-
-
 def test_length_comes_from_steps_or_tasks_or_the_task():
     assert changed().steps == 2000
     assert changed(steps=None, tasks=3).steps == 600
@@ -176,8 +146,30 @@ def test_lane_keys_depend_on_the_seed_alone():
 def test_lanes_are_cut_into_batches_of_one_size():
     plan = changed(seeds=tuple(range(5)), lanes_per_batch=2)
     units = units_of(plan, plan.jobs[0], "cpu")
-    assert [(u.start, u.stop, u.size) for u in units] == [(0, 2, 2), (2, 4, 2), (4, 5, 2)]
+    assert [[lane.seed for lane in u.lanes] for u in units] == [[0, 1], [2, 3], [4]]
+    assert [[lane.seed for lane in u.batch] for u in units] == [[0, 1], [2, 3], [4, 4]]
+    assert {(u.size, u.chunk) for u in units} == {(2, 200)}
+    assert len({u.name for u in units}) == 3
     assert parameter_count(plan, plan.jobs[0]) == 20 * 5 + 5 + 5 + 1
+
+
+def test_a_units_name_knows_all_that_decides_its_numbers_but_the_length():
+    def name(**fields):
+        plan = changed(**{"methods": "x=backprop", "seeds": (0, 1)} | fields)
+        return units_of(plan, plan.jobs[0], "cpu")[0].name
+
+    same = [name(), name(steps=4000), name(tasks=3, steps=None), name(tuned_on="elsewhere")]
+    others = [name(seeds=(0, 2)), name(chunk=100), name(lanes_per_batch=1), name(bin=200), name(methods="y=backprop"),
+              name(methods="x=backprop(step_size=0.02)"), name(methods="x=backprop(optimizer=adam)")]  # fmt: skip
+    assert len(set(same)) == 1
+    assert len({*others, *same}) == len(others) + 1
+
+
+def test_a_chunk_of_a_wide_network_is_over_in_seconds():
+    plan = changed(network="mlp(widths=(2000,2000,2000))")
+    small, wide = (units_of(p, p.jobs[0], "cpu")[0].chunk for p in (changed(), plan))
+    assert small == 200
+    assert wide < small and small % wide == 0
 
 
 @pytest.mark.parametrize(
@@ -185,9 +177,6 @@ def test_lanes_are_cut_into_batches_of_one_size():
     [
         ("continual_backprop(maturity_threshold=1999)", 0),
         ("continual_backprop(maturity_threshold=2000)", 1),
-        ("r=backprop@1500->continual_backprop(maturity_threshold=499)", 0),
-        ("r=backprop@1500->continual_backprop(maturity_threshold=500)", 1),
-        ("r=continual_backprop(maturity_threshold=500)@500->backprop", 1),
         ("backprop,l2", 0),
     ],
 )

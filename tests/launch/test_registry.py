@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import loop, runner
+from launch import loop, work
 from launch.experiment import Experiment, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program
+from launch.lanes import hyper_arrays, job_program, units_of
 from launch.methods import METHODS, OPTIMIZER
 from launch.registry import NETWORKS, PRESETS, TASKS, find_network, find_task
 from launch.syntax import parse_call
@@ -70,9 +70,9 @@ def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch
     """Two values of every hyperparameter at once, in several batches: one trace, one program."""
     numbers = METHODS[name].numbers
     traced, compiled = [], []
-    chunk, compile_chunk = loop._chunk, loop.compiled_chunk
-    monkeypatch.setattr(loop, "_chunk", lambda *arguments: traced.append(1) or chunk(*arguments))
-    monkeypatch.setattr(loop, "compiled_chunk", lambda program: compiled.append(compile_chunk(program)) or compiled[-1])
+    chunk, compile_chunk = loop.chunk_of_steps, loop.compiled_chunk
+    monkeypatch.setattr(loop, "chunk_of_steps", lambda *arguments: traced.append(1) or chunk(*arguments))
+    monkeypatch.setattr(work, "compiled_chunk", lambda *what: compiled.append(compile_chunk(*what)) or compiled[-1])
     sweep = tuple(f"{n}={_two_values(number)}" for n, number in numbers.items())
     lanes = 2 ** len(numbers)
     plan = resolve(
@@ -80,8 +80,10 @@ def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch
             f"{TASK}", f"{name}(optimizer=adam)", (0,), steps=400, bin=200, sweep=sweep, lanes_per_batch=lanes // 2
         )
     )
-    for unit in (runner.Unit(name, 0, lanes // 2, lanes // 2), runner.Unit(name, lanes // 2, lanes, lanes // 2)):
-        arrays = runner.run_unit(plan, unit)
+    units = units_of(plan, plan.jobs[0], "cpu")
+    assert [unit.size for unit in units] == [lanes // 2] * 2
+    for unit in units:
+        arrays = work.run_unit(plan, unit)
         assert not arrays["diverged"].any()
         assert all(np.isfinite(values).all() for values in arrays.values())
     assert len(traced) == 1

@@ -40,12 +40,12 @@ def test_values_are_pythons_and_else_strings(text, value):
     assert syntax.parse_value(text) == value
 
 
-def test_methods_carry_labels_settings_and_switches():
-    text = "backprop, fast=continual_backprop(replacement_rate=1e-3,utility=random),r=backprop(step_size=1)@1e3->l2()"
+def test_methods_carry_labels_and_settings():
+    text = "backprop, fast=continual_backprop(replacement_rate=1e-3,utility=random),r=l2()"
     assert syntax.parse_methods(text) == [
         Entry("backprop", Call("backprop", {})),
         Entry("fast", Call("continual_backprop", {"replacement_rate": 1e-3, "utility": "random"})),
-        Entry("r", Call("l2", {}), Call("backprop", {"step_size": 1}), 1000),
+        Entry("r", Call("l2", {})),
     ]
 
 
@@ -62,10 +62,7 @@ def test_a_method_of_ones_own_is_labelled_by_its_own_name():
         ("a=backprop,a=l2", "label 'a' appears twice"),
         ("a/b=backprop", "label 'a/b' may hold letters"),
         ("..=backprop", "label '..' may hold letters"),
-        ("backprop@10->l2", "label=method@step->method"),
-        ("a=backprop->l2", "label=method@step->method"),
-        ("a=backprop@soon->l2", "label=method@step->method"),
-        ("a=backprop@1.5->l2", "label=method@step->method"),
+        ("a=backprop@10->l2", "--branch_from=DIR/LABEL@STEP"),
         ("backprop(step_size=0.1", "name(setting=value,...)"),
     ],
 )

@@ -59,7 +59,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG)
 def test_wrong_input_is_one_line_at_once_and_leaves_nothing(arguments, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "run_unit", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("something was run"))
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
     with pytest.raises(InputError) as error:
@@ -120,7 +120,7 @@ def test_task_flags_join_the_tasks_own_settings(task, whole):
 
 def test_list_explain_and_dry_run_print_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "run_unit", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("something was run"))
     for arguments, word in (
         (["--list"], "backprop"),
         (["--explain=l2"], "weight_decay"),
@@ -132,7 +132,7 @@ def test_list_explain_and_dry_run_print_and_write_nothing(tmp_path, monkeypatch,
 
 
 def test_a_run_ends_with_table_figure_and_a_warning_where_nothing_can_be_replaced(tmp_path, capsys):
-    methods = "--methods=backprop,never=backprop@300->continual_backprop(maturity_threshold=100)"
+    methods = "--methods=backprop,never=continual_backprop(maturity_threshold=400)"
     assert command(*GOOD, methods, f"--workdir={tmp_path / 'new'}", "--metric=squared_error,dormant_units") == 0
     said = capsys.readouterr()
     assert said.err.count("\n") == 1

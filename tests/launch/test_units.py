@@ -12,7 +12,7 @@ import launch
 from launch import train
 from launch import units as command
 from launch.errors import InputError
-from launch.experiment import Experiment
+from launch.experiment import branched
 from launch.lives import Lifetimes, gathered, group_names, lifetimes, survival, time_to_usefulness, useful_share
 from launch.run_folder import read_run, write_run
 from launch.units import table, units, with_history
@@ -178,12 +178,10 @@ def test_wrong_flags_end_with_one_line_and_no_jax_is_imported(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def trained(tmp_path, *more):
+def trained(tmp_path, *more, task="slowly_changing_regression(change_every=200)"):
     values = flags.FlagValues()
     train.define_flags(values)
-    values(
-        ["train", "--task=slowly_changing_regression(change_every=200)", f"--workdir={tmp_path}", "--workers=1", *more]
-    )
+    values(["train", *([f"--task={task}"] if task else []), f"--workdir={tmp_path}", "--workers=1", *more])
     return train.main([], values)
 
 
@@ -199,9 +197,11 @@ def hasty_compiler():
 def test_the_option_records_what_a_method_replaces_and_changes_nothing_else(tmp_path, capsys):
     """What is recorded agrees with the clock, and the metrics are those of the same run without a history."""
     settings = ("replacement_rate=0.02", "maturity_threshold=10")
-    late = "late=backprop@100->continual_backprop"
-    given = (f"--methods={late}", "--seeds=2", "--steps=200", "--bin=100", *(f"--set={text}" for text in settings))
-    assert trained(tmp_path, *given, "--history=6") == 0
+    first = ("--methods=backprop", "--seeds=2", "--steps=200", "--bin=100", "--chunk=100", "--checkpoint_at=100")
+    assert trained(tmp_path, *first) == 0
+    late, source = "late=continual_backprop", f"{tmp_path / 'backprop'}@100"
+    given = (f"--methods={late}", f"--branch_from={source}", *(f"--set={text}" for text in settings))
+    assert trained(tmp_path, *given, "--history=6", task=None) == 0
     warned = capsys.readouterr().err
     assert "late: history=6 is" in warned and "replacements too short" in warned
     run = read_run(tmp_path / "late")
@@ -219,8 +219,7 @@ def test_the_option_records_what_a_method_replaces_and_changes_nothing_else(tmp_
             else:  # never replaced, or before all that is kept
                 assert -1 <= born < steps.min()
             assert (np.diff(steps[of_unit == unit]) == ages[of_unit == unit][1:]).all()
-    task = "slowly_changing_regression(change_every=200)"
-    other = launch.run(Experiment(task, late, (0, 1), steps=200, bin=100, set=settings), workers=1)["late"]
+    other = launch.run(branched(source, methods=late, set=settings), workers=1)["late"]
     assert other.lives is None
     for name, values in run.metrics.items():
         np.testing.assert_array_equal(values, other.metrics[name], err_msg=name)

@@ -1,14 +1,23 @@
 """The reset machine on a channel group: a convolution, normalised, read after flattening at 2 x 2 positions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from plastic_jax import Law, Slice, UnitGraph, UnitGroup
-from plastic_jax.reset import Replacement, check_units, draw_replacement, reset_mask, reset_updates, transferred_bias
+from plastic_jax.reset import (
+    Replacement,
+    check_units,
+    draw_replacement,
+    just_replaced,
+    reset_mask,
+    reset_updates,
+    transferred_bias,
+)
 
 GROUP = UnitGroup(
     name="Conv_0",
@@ -213,3 +222,13 @@ def test_running_statistics_of_replaced_units_start_afresh():
     assert units.reset_variables({}, variables)["Norm_0"]["mean"].tolist() == [5] * 6
     with pytest.raises(ValueError, match=r"no group 'Conv_1' \(did you mean 'Conv_0'\?\)"):
         units.reset_variables({"Conv_1": jnp.zeros(3, bool)}, variables)
+
+
+def test_units_that_have_just_gone_are_those_of_age_zero_in_any_method_of_a_chain():
+    class Method(NamedTuple):
+        age: dict[str, jax.Array]
+
+    one, other = Method({"a": jnp.array([0, 3]), "b": jnp.array([1])}), Method({"a": jnp.array([2, 1])})
+    gone = just_replaced((optax.EmptyState(), {"inner": one}, other))
+    assert {name: mask.tolist() for name, mask in gone.items()} == {"a": [True, False], "b": [False]}
+    assert just_replaced(optax.adam(0.1).init(jnp.ones(2))) == {}

@@ -60,7 +60,8 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
         made = {s: Made(m.channel, m.activation or activation) for s, m in made.items()}
     scaled |= role == "scale" and any(v.entries and not v.made for v in values)
     rescaled = role == "scale" or any(v.rescaled for v in moving)
-    return [Value(shape, bool(moving), made, entries, statistic, squared, scaled, running, rescaled)]
+    rows = moving[0].rows if len(moving) == 1 else ()
+    return [Value(shape, bool(moving), made, entries, statistic, squared, scaled, running, rescaled, rows)]
 
 
 def _without_skips(walk: Walk, values: list[Value]) -> list[Value]:

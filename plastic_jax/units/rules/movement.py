@@ -69,7 +69,19 @@ def slice_(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
             index = labels.cut(index, axis, slice(*box))
         return index
 
-    return [values[0].moved(jaxprs.shape(eqn.outvars[0]), move)]
+    first = values[0].row(slice(starts[0], stops[0], steps[0])) if starts else values[0]
+    return [dataclasses.replace(first.moved(jaxprs.shape(eqn.outvars[0]), move), rows=first.rows)]
+
+
+def unstack(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Every index of one axis as a value of its own."""
+    axis, out = eqn.params["axis"], []
+    for number, variable in enumerate(eqn.outvars):
+        box = slice(number, number + 1)
+        move = lambda i, box=box: np.squeeze(labels.cut(i, axis, box), axis)  # noqa: E731
+        value = values[0].row(box) if axis == 0 else values[0]
+        out.append(value.moved(jaxprs.shape(variable), move))
+    return out
 
 
 def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -77,7 +89,8 @@ def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value
     out, start, axis = [], 0, eqn.params["axis"]
     for size, variable in zip(eqn.params["sizes"], eqn.outvars, strict=True):
         box = slice(start, start + int(size))
-        out.append(values[0].moved(jaxprs.shape(variable), lambda i, box=box: labels.cut(i, axis, box)))
+        value = values[0].row(box) if axis == 0 else values[0]
+        out.append(value.moved(jaxprs.shape(variable), lambda i, box=box: labels.cut(i, axis, box)))
         start += int(size)
     return out
 
@@ -124,7 +137,18 @@ def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame
 
 def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
     """Values one after the other."""
-    axis, shape = eqn.params["dimension"], jaxprs.shape(eqn.outvars[0])
+    return [_one_after_another(walk, values, eqn.params["dimension"], jaxprs.shape(eqn.outvars[0]))]
+
+
+def stack(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Values one after the other on a new axis."""
+    axis, shape = eqn.params["axis"], jaxprs.shape(eqn.outvars[0])
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    layers = [value.moved(one, lambda i: np.expand_dims(i, axis)) for value in values]
+    return [_one_after_another(walk, layers, axis, shape)]
+
+
+def _one_after_another(walk: Walk, values: list[Value], axis: int, shape: tuple[int, ...]) -> Value:
     sizes = [v.shape[axis] for v in values]
     made, entries = {}, {}
     for source in dict.fromkeys(s for v in values for s in v.made):
@@ -140,7 +164,12 @@ def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     scaled = any(v.scaled for v in values)
     if depends and entries:
         walk.guests(values)
-    return [Value(shape, depends, made, {} if depends else entries, scaled=scaled)]
+    joined = Value(shape, depends, made, {} if depends else entries, scaled=scaled)
+    squares = [v.squared for v in values]
+    if axis == 0 and all(v.statistic for v in values) and len(set(squares)) > 1:  # moments that are sent together
+        rows = tuple(squared for squared, n in zip(squares, sizes, strict=True) for _ in range(n))
+        joined = dataclasses.replace(joined, statistic=True, squared=True, rows=rows)
+    return joined
 
 
 def pad(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -184,6 +213,8 @@ RULES = {
     "slice": slice_,
     "split": split,
     "squeeze": reshape,
+    "stack": stack,
     "tile": tile,
     "transpose": transpose,
+    "unstack": unstack,
 }

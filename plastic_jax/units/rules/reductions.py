@@ -10,6 +10,7 @@ from plastic_jax.units.walk import Walk
 
 _REDUCE = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
 _ALONG = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"}
+_DEVICES = {"psum", "psum2", "psum_invariant", "pmax", "pmin"}
 _WINDOWS = {"reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"}
 
 
@@ -66,6 +67,17 @@ def windowed(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Va
     return out
 
 
+def over_devices(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Sums over a mapped axis: like those over the batch, every channel meets itself alone."""
+    activation = None if eqn.primitive.name.startswith("psum") else "linear"
+    out = []
+    for value in values:
+        made = {s: Made(m.channel, m.activation or activation) for s, m in value.made.items()}
+        entries = {} if value.depends else value.entries
+        out.append(dataclasses.replace(value, made=made, entries=entries, statistic=value.depends))
+    return out
+
+
 def picked(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
     """The greatest few: which they are is not known."""
     walk.leak(values[0], "is picked by an index")
@@ -73,3 +85,4 @@ def picked(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
 
 
 RULES = dict.fromkeys(_REDUCE, reduced) | dict.fromkeys(_ALONG | _WINDOWS, windowed) | {"top_k": picked}
+RULES |= dict.fromkeys(_DEVICES, over_devices)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastic_jax.axes import with_axis
 from tests.plastic_jax.units.notation import Expected, Model
 
 with warnings.catch_warnings():
@@ -300,6 +301,28 @@ def crelu() -> Model:
 
     group = Expected(4, layer("Dense_0"), "Dense_1/kernel: (p u) o", copies=2)
     return linen(body, normal(3, 5), groups={"Dense_0": group}, features={"Dense_0": feature})
+
+
+@construct
+def stacked_crelu() -> Model:
+    def body(x):
+        x = nn.Dense(4)(x)
+        x = jnp.stack([nn.relu(x), nn.relu(-x)], axis=-1)
+        return nn.Dense(2)(x.reshape(*x.shape[:-2], -1))
+
+    group = Expected(4, layer("Dense_0"), "Dense_1/kernel: (u p) o", copies=2)
+    return linen(body, normal(3, 5), groups={"Dense_0": group})
+
+
+@construct
+def halves_unstacked() -> Model:
+    def body(x):
+        x = nn.Dense(8)(x)
+        gate, value = jnp.unstack(x.reshape(*x.shape[:-1], 2, 4), axis=-2)
+        return nn.Dense(2)(nn.sigmoid(gate) * value)
+
+    group = Expected(4, "Dense_0/kernel: i (p u); Dense_0/bias: (p u)", "Dense_1/kernel: u o")
+    return linen(body, normal(3, 5), groups={"Dense_0": group})
 
 
 @construct
@@ -609,10 +632,11 @@ def weight_standardisation() -> Model:
 # Normalisation and dropout --------------------------------------------------------------------------------------------
 
 
-def batch_norm(train: bool) -> Model:
+def batch_norm(train: bool, **options: Any) -> Model:
     def body(x):
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), use_bias=False)(x)))
-        x = nn.BatchNorm(use_running_average=not train)(nn.relu(nn.Conv(3, (3, 3))(x)))
+        norms = [nn.BatchNorm(use_running_average=not train, **options) for _ in range(2)]
+        x = nn.relu(norms[0](nn.Conv(4, (3, 3), use_bias=False)(x)))
+        x = norms[1](nn.relu(nn.Conv(3, (3, 3))(x)))
         return nn.Dense(2)(jnp.mean(x, axis=(1, 2)))
 
     statistics = lambda i: f"batch_stats/BatchNorm_{i}/mean: u; batch_stats/BatchNorm_{i}/var: u"  # noqa: E731
@@ -635,6 +659,22 @@ def batch_norm_learning() -> Model:
 @construct
 def batch_norm_evaluation() -> Model:
     return batch_norm(train=False)
+
+
+def batch_norm_over_devices(**options: Any) -> Model:
+    """The moments of a batch that is split over the devices; Flax stacks the two of them and sends them together."""
+    model = batch_norm(train=True, axis_name="devices", **options)
+    return dataclasses.replace(model, apply=with_axis(model.apply, "devices"))
+
+
+@construct
+def batch_norm_over_devices_stacked() -> Model:
+    return batch_norm_over_devices()
+
+
+@construct
+def batch_norm_over_devices_one_by_one() -> Model:
+    return batch_norm_over_devices(use_fast_variance=False)
 
 
 @construct
