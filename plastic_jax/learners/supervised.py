@@ -45,9 +45,9 @@ class SupervisedState(NamedTuple):
 class SupervisedLearner:
     """A network, a loss and a method.
 
-    A network may have collections besides its parameters, such as the running statistics of batch normalisation: `step`
-    calls it with `train=True` and keeps what it makes of them, `evaluate` and `probe` call it with `train=False`, where
-    it has an argument `train`. The statistics of a unit that was replaced start afresh (`UnitGraph.reset_variables`).
+    Where the network has an argument `train`, `step` calls it with `train=True`, `evaluate` and `probe` with `False`.
+    It may have collections besides its parameters, such as the running statistics of batch normalisation: `step` keeps
+    what it makes of them. The statistics of a unit that was replaced start afresh (`UnitGraph.reset_variables`).
 
     On several devices `step` runs under a mapped axis (`jax.shard_map`, `jax.pmap`) with the same state, numbers and
     clock on each, and of the batch an equal part of `x` and `y` each. Gradients, loss, metrics and variables are
@@ -117,13 +117,10 @@ class SupervisedLearner:
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
             output, variables, features = self._forward(params, state.variables, batch.x)
+            loss = self._loss(output, batch.y, batch.class_mask)
             # shard_map may know that parameters are the same on every device, and then adds up their gradients by
             # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
-            return mean_over(self._loss(output, batch.y, batch.class_mask), self.axis_name), (
-                output,
-                variables,
-                features,
-            )
+            return mean_over(loss, self.axis_name), (output, variables, features)
 
         (loss, (output, variables, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         grads, variables = mean_over((grads, variables), self.axis_name)
@@ -141,7 +138,7 @@ class SupervisedLearner:
 
     def evaluate(self, state: SupervisedState, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Sum and number over held-out examples: squared errors, or correct answers; labels below 0 do not count."""
-        if state.variables:
+        if self._has_modes(state):
             output = _evaluated(self.network)(state.params, state.variables, x)
         else:
             output, _, _ = self._forward(state.params, {}, x)
@@ -182,9 +179,13 @@ class SupervisedLearner:
         (output, variables), features = self.units.apply(params, variables, x)
         return output, variables, features
 
+    def _has_modes(self, state: SupervisedState) -> bool:
+        """Whether training and evaluation are different functions."""
+        return bool(state.variables or _mode(self.network, train=False))
+
     def _features(self, units: UnitGraph, state: SupervisedState, x: jax.Array) -> dict[str, jax.Array]:
         """The units' values in evaluation."""
-        if not state.variables:
+        if not self._has_modes(state):
             return units.apply(state.params, x)[1]
         evaluated = _evaluated(self.network)
         seen = trace_units(evaluated, state.params, x, variables=state.variables, check=False)
@@ -238,9 +239,9 @@ def _trained(network: nn.Module) -> Callable[[Any, Any, jax.Array], tuple[Any, A
     """The network in training: `(params, variables, x) -> (output, variables)`."""
 
     def apply(params: Any, variables: Any, x: jax.Array) -> tuple[Any, Any]:
-        if not variables:
-            return network.apply({"params": params}, x), variables
         mode = _mode(network, train=True)
+        if not variables:
+            return network.apply({"params": params}, x, **mode), variables
         return network.apply({"params": params, **variables}, x, mutable=list(variables), **mode)  # pyright: ignore[reportReturnType]
 
     return apply

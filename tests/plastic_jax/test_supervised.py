@@ -267,6 +267,22 @@ def test_convolutional_networks_learn_with_and_without_units(network, collection
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
+def test_network_without_statistics_is_told_too_whether_it_is_trained():
+    class Shifted(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            return nn.Dense(3)(nn.relu(nn.Dense(4)(x.reshape(x.shape[0], -1)))) + (1.0 if train else 0.0)
+
+    for units in (network_units(Shifted(), (4, 4, 2)), None):
+        told = normed(network=Shifted(), loss="squared_error", units=units)
+        (state, _), (seen,) = run(told, y=TARGETS)
+        output = Shifted().apply({"params": state.params}, PICTURES, False)
+        np.testing.assert_allclose(seen["squared_error"], jnp.mean((output + 1 - TARGETS) ** 2), rtol=1e-5)
+        total, number = told.evaluate(state, PICTURES, TARGETS)
+        np.testing.assert_allclose(total / number, jnp.mean((output - TARGETS) ** 2), rtol=1e-5)
+        assert units is None or "dead_units" in told.probe(state, PICTURES)
+
+
 # -- several devices (see also test_data_parallel.py)
 
 
