@@ -2,13 +2,13 @@
 
 `folder/<step>/` is one checkpoint: `state/` (orbax, the leaves of a pytree by name), `arrays.npz` (numpy arrays as they
 are), `about.json` (what the caller says, `structure`, `versions`, `written`) and `manifest.json` (SHA-256 of every
-file, CRC-32 of every leaf). It is written as `.<step>.<process>.<attempt>.tmp`, the manifest last, and renamed once all of it is
-on the disk. orbax keeps no checksums of its own: without the manifest a flipped byte would be restored unnoticed.
+file, CRC-32 of every leaf). It is written as `.<step>.<process>.<attempt>.tmp`, the manifest last, and renamed once all
+of it is on the disk. orbax keeps no checksums of its own: without the manifest a flipped byte would be restored
+unnoticed.
 """
 
 import errno
 import functools
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -21,21 +21,19 @@ import sys
 import threading
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from launch.durable import StorageError, make_folder, publish, storing, why
 from launch.errors import InputError
-from plastic_jax.paths import leaf_names
+from launch.leaves import checksum, is_empty, on_host, rebuilt, structure
+from launch.seal import MANIFEST, and_more, facts_of, files_in, seal, verify
 
-SCHEMA = 1
-STATE, ARRAYS, ABOUT, MANIFEST = "state", "arrays.npz", "about.json", "manifest.json"
+STATE, ARRAYS, ABOUT = "state", "arrays.npz", "about.json"
 ADDED = ("structure", "keys", "versions", "written")  # what saving puts into `about`
 TEMPORARY = re.compile(r"\.\d+\.(\d+)(\.\d+|\.old)?\.tmp")
 SHOWN_DIFFERENCES = 6
@@ -90,7 +88,7 @@ class Checkpoints:
         Raises:
             StorageError: the former save failed; nothing of this one is written.
             ValueError: something cannot be saved: two leaves of one name, 64 bits in a leaf that JAX would cut to 32,
-                arrays of objects, an entry of `about` that JSON does not hold.
+                arrays of objects, an entry of `about` that JSON does not hold; or this is not process 0 of several.
         """
         self.wait()
         contents = _contents(step, tree, arrays, about)
@@ -228,29 +226,6 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def verify(path: Path) -> str:
-    """What is wrong with the checkpoint in the folder `path`, in words; nothing where every byte is as it was written.
-
-    Files that were put beside the checkpoint's own do not matter, unless they lie in `state/`.
-    """
-    path = Path(path)
-    try:
-        text = (path / MANIFEST).read_bytes()
-    except OSError as error:
-        return f"{MANIFEST} cannot be read ({why(error)})" if (path / MANIFEST).exists() else f"{MANIFEST} is missing"
-    manifest = _parsed(text)
-    if manifest is None:
-        return f"{MANIFEST} is damaged"
-    if manifest["schema"] != SCHEMA:
-        return f"{MANIFEST} has schema {manifest['schema']}, this program reads schema {SCHEMA}"
-    if path.name != str(manifest["step"]):
-        return f"the folder is called {path.name} and holds step {manifest['step']}"
-    try:
-        return _differing(path, manifest["files"])
-    except OSError as error:
-        return f"cannot be read ({why(error)})"
-
-
 def describe(path: Path) -> dict[str, Any]:
     """`step`, `about` (all of `about.json`), `bytes` and `age` in seconds of one checkpoint, which is not verified.
 
@@ -260,7 +235,7 @@ def describe(path: Path) -> dict[str, Any]:
     path = Path(path)
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        size = sum((path / name).stat().st_size for name in [*_files(path), MANIFEST])
+        size = sum((path / name).stat().st_size for name in [*files_in(path), MANIFEST])
         age = max(0.0, time.time() - about["written"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({why(error)})") from error
@@ -271,32 +246,20 @@ def _contents(step: int, tree: Any, arrays: Mapping[str, Any], about: Mapping[st
     taken = [name for name in ADDED if name in about]
     if taken:
         raise ValueError(f"about: {', '.join(taken)} is written by the checkpoint itself")
+    if jax.process_index() != 0:
+        raise ValueError(
+            f"process {jax.process_index()}: only process 0 of a program can save, orbax writes no other's"
+        )
     if step != int(step) or step < 0:
         raise ValueError(f"step is {step}; a checkpoint has a step of at least 0")
-    names, leaves = leaf_names(tree), jax.tree.leaves(tree)
-    for leaf in leaves:
-        if isinstance(leaf, jax.Array) and not _is_key(leaf):
-            leaf.copy_to_host_async()
-    added = {
-        "structure": structure(tree),
-        "keys": {
-            name: str(jax.random.key_impl(leaf)) for name, leaf in zip(names, leaves, strict=True) if _is_key(leaf)
-        },
-        "versions": versions(),
-        "written": time.time(),
-    }
+    leaves, keys = on_host(tree)
+    added = {"structure": structure(tree), "keys": keys, "versions": versions(), "written": time.time()}
     host = {name: np.array(value) for name, value in arrays.items()}
     objects = [name for name, value in host.items() if value.dtype.hasobject]
     if objects:
         raise ValueError(f"arrays: {', '.join(objects)} holds Python objects, only numbers can be saved")
     text = json.dumps({**about, **added}, indent=1, default=_plain) + "\n"
-    on_host = {name: _host(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
-    return _Contents(int(step), on_host, host, text.encode())
-
-
-def structure(tree: Any) -> dict[str, str]:
-    """Name of every leaf -> dtype and shape, such as `float32[3,20]` or `key<fry>[3]`; arrays or their abstract kin."""
-    return {name: _kind(leaf) for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)}
+    return _Contents(int(step), leaves, host, text.encode())
 
 
 @functools.cache
@@ -304,25 +267,6 @@ def versions() -> dict[str, str]:
     """The versions of what decides whether a checkpoint can be read."""
     names = ("jax", "jaxlib", "orbax-checkpoint", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-
-
-def _kind(leaf: Any) -> str:
-    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _host(name: str, leaf: Any) -> np.ndarray:
-    """A leaf in host memory that nobody else holds: the view that `np.asarray` gives would change after donation."""
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    host = np.array(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
-    if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
-        raise ValueError(f"{name} is {host.dtype}, which JAX would cut to 32 bits; such numbers belong in `arrays`")
-    return host
 
 
 def _plain(value: Any) -> Any:
@@ -337,70 +281,23 @@ def _plain(value: Any) -> Any:
 def _write_files(folder: Path, contents: _Contents) -> None:
     folder.mkdir()
     _require_space(folder, sum(value.nbytes for value in (*contents.leaves.values(), *contents.arrays.values())))
+    leaves = {name: checksum(value) for name, value in contents.leaves.items()}
     _write_state(folder / STATE, contents.leaves)
+    # Read back at once, since older checkpoints go when this one has its name.
+    _restored(folder / STATE, {name: leaves[name] for name, value in contents.leaves.items() if value.size})
     with zipfile.ZipFile(folder / ARRAYS, "w") as archive:
         # np.savez would not take an array called `file`.
         for name, value in contents.arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, value, allow_pickle=False)
     (folder / ABOUT).write_bytes(contents.about)
-    files = {name: _sha256(folder / name) for name in _files(folder)}
-    leaves = {name: _crc32(value) for name, value in contents.leaves.items()}
-    manifest = {"schema": SCHEMA, "step": contents.step, "files": files, "leaves": leaves}
-    (folder / MANIFEST).write_bytes(_text(manifest))
+    seal(folder, contents.step, leaves=leaves)
 
 
 def _require_space(folder: Path, size: int) -> None:
     """Fail early and quietly: orbax's threads write to stderr about every array for which there was no room."""
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _text(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest with a hash of itself; the same bytes for the same contents."""
-    body = {name: value for name, value in manifest.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """A manifest, or None where any byte of it is not as it was written."""
-    try:
-        manifest = json.loads(text)
-        return manifest if _text(manifest) == text else None
-    except (ValueError, AttributeError, TypeError):
-        return None
-
-
-def _differing(path: Path, files: Mapping[str, str]) -> str:
-    present = _files(path)
-    missing = sorted(set(files) - set(present))
-    if missing:
-        return f"{missing[0]} is missing{_more(missing)}"
-    added = sorted(name for name in set(present) - set(files) if name.startswith(f"{STATE}/"))
-    if added:
-        return f"{added[0]} is not of this checkpoint{_more(added)}"
-    changed = [name for name in files if _sha256(path / name) != files[name]]
-    return f"{changed[0]} is not as it was written{_more(changed)}" if changed else ""
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _files(folder: Path) -> list[str]:
-    """All files below a folder but the manifest, as relative paths with "/", sorted."""
-    paths = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
-    return sorted(name for name in (path.relative_to(folder).as_posix() for path in paths) if name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _crc32(value: np.ndarray) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data):08x}"
 
 
 def _try_read(path: Path, abstract: Any) -> tuple[Saved | None, str]:
@@ -419,19 +316,22 @@ def _try_read(path: Path, abstract: Any) -> tuple[Saved | None, str]:
 
 
 def _read(path: Path, about: dict[str, Any], abstract: Any) -> Saved:
-    manifest = json.loads((path / MANIFEST).read_bytes())
-    host = _read_state(path / STATE, [name for name, kind in about["structure"].items() if not _empty(kind)])
-    leaves = []
-    for name, wanted in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
-        value = host[name] if name in host else _nothing(wanted)
-        if _crc32(value) != manifest["leaves"][name]:
-            raise ValueError(f"orbax gives other numbers for {name} than were saved")
-        leaf = jnp.array(value)
-        leaves.append(jax.random.wrap_key_data(leaf, impl=about["keys"][name]) if name in about["keys"] else leaf)
-    tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    manifest = facts_of(path)
+    stored = {name: manifest["leaves"][name] for name, kind in about["structure"].items() if not is_empty(kind)}
+    host = _restored(path / STATE, stored)
+    tree = rebuilt(abstract, host, about["keys"])
     with open(path / ARRAYS, "rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return Saved(manifest["step"], tree, arrays, about, path)
+
+
+def _restored(path: Path, checksums: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The leaves of these names; ValueError where one is not what its checksum says."""
+    leaves = _read_state(path, checksums)
+    wrong = [name for name, expected in checksums.items() if checksum(leaves[name]) != expected]
+    if wrong:
+        raise ValueError(f"orbax gives other numbers for {wrong[0]} than were saved{and_more(wrong)}")
+    return leaves
 
 
 def _require_same(path: Path, about: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
@@ -453,23 +353,12 @@ def _require_same(path: Path, about: Mapping[str, Any], wanted: Mapping[str, str
     raise InputError(f"{path}: holds another structure than this program needs: {shown}{more}{written}")
 
 
-def _empty(kind: str) -> bool:
-    """Whether a leaf of this kind holds no number: orbax does not store those."""
-    return "0" in kind[kind.rindex("[") + 1 : -1].split(",")
-
-
-def _nothing(wanted: Any) -> np.ndarray:
-    shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else wanted
-    return np.zeros(shape.shape, shape.dtype)
-
-
 def _write_state(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
     stored = {_stored(name): value for name, value in leaves.items() if value.size}
     if not stored:  # orbax refuses a tree without leaves, and arrays without numbers
         return
-    ocp = _orbax()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(stored))
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path.absolute(), args=_orbax().args.PyTreeSave(stored))
 
 
 def _read_state(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -478,9 +367,22 @@ def _read_state(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         return {}
     ocp = _orbax()
     how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         restored = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=wanted, restore_args=how))
     return {name: restored[_stored(name)] for name in names}
+
+
+def _checkpointer() -> Any:
+    """orbax for this process alone: where several processes run one program, it would wait for all of them."""
+    ocp, this = _orbax(), jax.process_index()
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process {this}"
+        )
+    # Random numbers compress by a tenth and take three times as long.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 @functools.cache

@@ -384,6 +384,23 @@ def test_what_orbax_gives_is_compared_with_what_was_saved(three, monkeypatch):
     assert read.step == 20 and "other numbers for w" in said[0]
 
 
+def test_a_checkpoint_that_cannot_be_read_back_gets_no_name_and_the_old_one_stays(tmp_path, monkeypatch):
+    saved(tmp_path, 10)
+    write_state = checkpoint._write_state
+    monkeypatch.setattr(
+        checkpoint, "_write_state", lambda path, leaves: write_state(path, leaves | {"w": -leaves["w"]})
+    )
+    with pytest.raises(StorageError, match=r"orbax gives other numbers for w .* the last good one is .*10"):
+        saved(tmp_path, 20, keep=1)
+    assert os.listdir(tmp_path) == ["10"]
+
+
+def test_only_the_first_of_several_processes_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match="process 1: only process 0"):
+        Checkpoints(tmp_path).save(1, small(1), {}, {})
+
+
 def test_what_cannot_be_saved_is_said_at_once(tmp_path):
     save = Checkpoints(tmp_path).save
     for tree, arrays, about, text in (
