@@ -16,6 +16,8 @@ from launch.registry import PRESETS, TaskSpec, find_method, find_network, find_t
 from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
 from tasks.base import Task
 
+MOST_LANES = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -36,6 +38,7 @@ class Experiment:
         chunk: most steps in one compiled call; a function of program and backend where `None`.
         branch_from: `DIR/LABEL@STEP`, a checkpoint with whose networks and streams the runs go on; or empty.
         tuned_on: where the numbers come from, in words; kept with the results, and decides nothing.
+        tuning: whether numbers are to be chosen by these runs, which then are not to be reported; decides nothing.
     """
 
     task: str
@@ -52,6 +55,7 @@ class Experiment:
     chunk: int | None = None
     branch_from: str = ""
     tuned_on: str = ""
+    tuning: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +229,9 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry) -> Jo
     method = find_method(entry.call)
     hyper, static = _settings(experiment, spec, entry, method)
     swept = _swept(experiment, entry.label, method)
-    names = list(swept)
+    names, number = list(swept), math.prod(map(len, swept.values())) * len(experiment.seeds)
+    if number > MOST_LANES:
+        raise InputError(f"--sweep: {entry.label} has {number} lanes; at most {MOST_LANES} are allowed")
     lanes = tuple(
         Lane(method.name, seed, hyper | dict(zip(names, values, strict=True)))
         for values in itertools.product(*swept.values())
@@ -297,6 +303,8 @@ def _check_owners(experiment: Experiment, entries: list[Entry]) -> None:
 def _checked_number(where: str, method: MethodSpec, name: str, value: Any) -> float:
     number = method.numbers[name]
     allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:.10g}"
+    if isinstance(value, int) and abs(value) > 1e300:
+        raise InputError(f"{where}.{name}: the number is not {allowed}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{where}.{name}: '{value}' is not {allowed}")
     if not number.low <= value <= number.high or (number.integer and value != int(value)):

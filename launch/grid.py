@@ -23,16 +23,16 @@ from typing import Any
 
 from launch.errors import InputError, nearest, unknown
 from launch.experiment import Experiment, resolve
-from launch.syntax import parse_methods, parse_seeds, parse_setting, parse_sweep_values
+from launch.syntax import parse_methods, parse_seeds, parse_setting, parse_sweep_values, with_settings
 
 PARTS = "grid"
 SHOWN = 60  # characters of a wrong value
 
 
-def read_grid(path: Path | str) -> list[Experiment]:
+def read_grid(path: Path | str, data_dir: str | None = None) -> list[Experiment]:
     """The checked experiments of a grid file: one per `[[grid]]` table in their order, one where there is none.
 
-    No two of them have a label in common, so that they can share a run folder.
+    No two of them have a label in common, so that they can share a run folder. `data_dir` joins the task's settings.
 
     Raises:
         InputError: one line with the file, the part, the key, the value got, what is allowed and the nearest match.
@@ -47,7 +47,7 @@ def read_grid(path: Path | str) -> list[Experiment]:
     found: list[Experiment] = []
     for number, part in enumerate(parts, 1):
         with _naming(f"{path}: {PARTS} {number}: " if PARTS in table else f"{path}: "):
-            found.append(_experiment(_over(common, _fields(part, tuple(KEYS)))))
+            found.append(_experiment(_over(common, _fields(part, tuple(KEYS))), data_dir))
             _check_labels(found)
     return found
 
@@ -117,11 +117,11 @@ def _over(common: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in common.items() if name not in gone} | part
 
 
-def _experiment(fields: dict[str, Any]) -> Experiment:
+def _experiment(fields: dict[str, Any], data_dir: str | None) -> Experiment:
     for name in ("task", "methods"):
         if name not in fields:
             raise InputError(f"{name}: missing")
-    experiment = Experiment(**fields)
+    experiment = Experiment(**fields | {"task": with_settings(fields["task"], data_dir=data_dir)})
     resolve(experiment)
     return experiment
 

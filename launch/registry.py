@@ -154,6 +154,8 @@ def find_network(call: Call, outputs: int) -> nn.Module:
     factory = _imported("--network", call.name) if ":" in call.name else NETWORKS.get(call.name)
     if factory is None:
         raise unknown("--network", call.name, NETWORKS)
+    if not callable(factory):
+        raise InputError(f"--network: {call.name} is a {type(factory).__name__}, not a flax.linen.Module")
     if isinstance(factory, nn.Module):
         return factory
     if "outputs" in call.settings:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from launch.errors import InputError
 
+MOST_SEEDS = 1_000_000
+MOST_VALUES = 10_000
+
 
 class Call(NamedTuple):
     """`name(key=value, ...)`."""
@@ -41,6 +44,18 @@ def parse_call(flag: str, text: str) -> Call:
         return Call(name.strip(), {str(k.arg): _literal(k.value) for k in node.keywords})
     except (SyntaxError, TypeError, ValueError):
         raise InputError(f"{flag}: '{text}' is not of the form name(setting=value,...)") from None
+
+
+def with_settings(text: str, **settings: Any) -> str:
+    """`name(setting=value,...)` with further settings; those that are `None` are left out."""
+    given = ",".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+    if not given:
+        return text
+    text = text.strip()
+    if not text.endswith(")"):
+        return f"{text}({given})"
+    inside = text[:-1].rstrip(", ")
+    return f"{inside}{'' if inside.endswith('(') else ','}{given})"
 
 
 def without(text: str, setting: str) -> str:
@@ -89,6 +104,8 @@ def parse_seeds(text: str | int) -> tuple[int, ...]:
     low, high = (int(float(first)), int(float(last))) if colon else (0, int(float(first)))
     if low < 0 or high <= low or high > 2**31:
         raise InputError(f"--seeds: '{text}' names no seed; N must be positive, A:B needs 0 <= A < B")
+    if high - low > MOST_SEEDS:
+        raise InputError(f"--seeds: '{text}' names {high - low} seeds; at most {MOST_SEEDS} are allowed")
     return tuple(range(low, high))
 
 
@@ -151,8 +168,9 @@ def parse_sweep_values(flag: str, text: str) -> list[float]:
     try:
         if len(parts) == 3 and parts[2][:3] in ("log", "lin"):
             low, high, n = float(parts[0]), float(parts[1]), int(parts[2][3:])
-            return _spread(flag, text, low, high, n, parts[2].startswith("log"))
-        values = [float(v) for v in text.split(",")]
+            values = _spread(flag, text, low, high, n, parts[2].startswith("log"))
+        else:
+            values = [float(v) for v in text.split(",")]
     except ValueError:
         raise InputError(f"{flag}: '{text}' is not v1,v2,... or low:high:logN or low:high:linN with numbers") from None
     if len(set(values)) < len(values):
@@ -172,8 +190,8 @@ def split(text: str) -> list[str]:
 
 
 def _spread(flag: str, text: str, low: float, high: float, n: int, logarithmic: bool) -> list[float]:
-    if n < 2 or not low < high or (logarithmic and low <= 0):
-        raise InputError(f"{flag}: '{text}' needs low < high, at least 2 values, and low > 0 for log")
+    if not 2 <= n <= MOST_VALUES or not low < high or (logarithmic and low <= 0):
+        raise InputError(f"{flag}: '{text}' needs low < high, 2 to {MOST_VALUES} values, and low > 0 for log")
     shares = [i / (n - 1) for i in range(n)]
     if logarithmic:
         return [float(f"{math.exp(math.log(low) + s * math.log(high / low)):.6g}") for s in shares]

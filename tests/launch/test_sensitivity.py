@@ -1,0 +1,174 @@
+"""The sensitivity figure: what its points are, how its axes lie, what it refuses."""
+
+import itertools
+
+import numpy as np
+import pytest
+from absl import flags
+
+from launch import figure as parts
+from launch import sensitivity as command
+from launch.errors import InputError
+from launch.run_folder import read_run, write_run
+from launch.selection import settings
+from launch.sensitivity import Line, lines, log_spaced, score_range, sensitivity
+
+
+def write(folder, label, grid, score, seeds=(0, 1, 2), metric="squared_error", method=None, **about):
+    """A run of every combination of `grid`; a lane has the mean `score(seed=..., **numbers)`."""
+    lanes, values = [], []
+    for combination in itertools.product(*grid.values()):
+        hyper = dict(zip(grid, combination, strict=True))
+        for seed in seeds:
+            lanes.append({"method": method or label, "seed": seed, "hyper": hyper})
+            values.append(np.full(4, float(score(seed=seed, **hyper))))
+    meta = {"label": label, "method": method or label, "task": "toy", "settings": {"steps": 40}, "lanes": lanes}
+    write_run(folder / label, meta | about, 10 * np.arange(1, 5), np.full(4, 10), {metric: np.array(values)})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def score(weight_decay, step_size, seed):
+        return abs(np.log10(weight_decay) + 2) + step_size + seed
+
+    write(tmp_path, "l2", {"weight_decay": [1e-3, 1e-2, 1e-1], "step_size": [0.5, 0.1]}, score)
+    return tmp_path
+
+
+def drawn(monkeypatch, *arguments, **settings_of_figure):
+    """The axes of the figure, and its path."""
+    kept = []
+    new_figure = parts.new_figure
+    monkeypatch.setattr(parts, "new_figure", lambda *a, **k: kept.append(new_figure(*a, **k)) or kept[-1])
+    return kept, sensitivity(*arguments, **settings_of_figure)
+
+
+def test_a_point_is_the_best_of_the_other_numbers_with_its_interval(folder):
+    run = read_run(folder / "l2")
+    found = lines("l2", settings(run, "squared_error"), "squared_error")
+    decay, size = found["weight_decay"], found["step_size"]
+    assert list(found) == ["weight_decay", "step_size"]
+    assert decay.values.tolist() == [1e-3, 1e-2, 1e-1]
+    assert decay.mean == pytest.approx([2.1, 1.1, 2.1])  # each with step_size=0.1, over seeds 0, 1, 2
+    assert (decay.low < decay.mean).all() and (decay.mean < decay.high).all()
+    assert size.values.tolist() == [0.1, 0.5] and size.mean == pytest.approx([1.1, 1.5])
+    assert (decay.best, size.best) == (1e-2, 0.1)
+
+
+def test_a_panel_per_number_a_curve_per_method_and_a_star(folder, monkeypatch):
+    write(folder, "backprop", {"step_size": [0.1, 0.5, 0.9]}, lambda step_size, seed: 1.5 + step_size)
+    write(folder, "fresh_network", {"step_size": [0.1]}, lambda step_size, seed: 1.2)
+    ((figure, axes),), path = drawn(monkeypatch, folder)
+    assert path == folder / "sensitivity.png" and path.stat().st_size > 10_000
+    assert [ax.get_xlabel() for ax in axes] == ["step size", "weight decay"]
+    assert [ax.get_xscale() for ax in axes] == ["linear", "log"]
+    stars = [line.get_xydata().tolist() for line in axes[0].lines if line.get_marker() == "*"]
+    assert [0.1, pytest.approx(1.6)] in [point for star in stars for point in star]
+    assert [0.1, pytest.approx(1.1)] in [point for star in stars for point in star]
+    assert all(any(np.allclose(line.get_ydata(), 1.2) for line in ax.lines) for ax in axes)  # the fresh network
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:3] == ["backprop (3 settings)", "fresh network (1 setting)", "l2 (6 settings)"]
+    said = " ".join(figure.texts[0].get_text().split())
+    for word in ("seeds 0–2", "95% bootstrap interval", "backprop 3, fresh_network 1, l2 6", "the best of the other"):
+        assert word in said
+    assert axes[0].get_ylabel() == "squared error, whole run"
+
+
+def test_diverged_lanes_stand_in_the_legend(folder, monkeypatch):
+    write(folder, "redo", {"step_size": [0.1, 0.5]}, lambda step_size, seed: 1.0, diverged=[0, 4])
+    ((figure, _),), _ = drawn(monkeypatch, folder)
+    assert "redo (2 settings, 2 lanes diverged)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_point_far_off_is_named_at_the_edge_and_flattens_no_curve(tmp_path, monkeypatch):
+    scores = {0.1: 1.0, 0.2: 1.1, 0.3: 1.2, 0.4: 9000.0}
+    write(tmp_path, "backprop", {"step_size": list(scores)}, lambda step_size, seed: scores[step_size] + seed / 100)
+    ((_, (ax,)),), _ = drawn(monkeypatch, tmp_path)
+    assert ax.get_ylim()[1] < 2
+    assert [text.get_text() for text in ax.texts] == ["9,000"]
+
+
+def test_far_off_is_below_where_more_is_better(tmp_path, monkeypatch):
+    scores = {0.1: 0.91, 0.2: 0.9, 0.3: 0.89, 0.4: 0.1}
+    grid = {"step_size": list(scores)}
+    write(tmp_path, "l2", grid, lambda step_size, seed: scores[step_size], metric="test_accuracy")
+    ((_, (ax,)),), _ = drawn(monkeypatch, tmp_path)
+    assert 80 < ax.get_ylim()[0] < 89 < 91 < ax.get_ylim()[1]
+    assert [text.get_text() for text in ax.texts] == ["10"]
+
+
+def line(*mean):
+    values = np.array(mean, float)
+    return Line("a", np.arange(len(values), dtype=float), values, values - 0.1, values + 0.1, 0.0)
+
+
+def test_the_range_holds_points_and_intervals():
+    low, high = score_range([line(1, 2, 3), line(4)], "squared_error")
+    assert low < 0.9 and high > 4.1
+    low, high = score_range([line(1, 1, 1)], "squared_error")
+    assert low < 0.9 and 1.1 < high < 2
+    flat = Line("a", np.zeros(1), np.ones(1), np.full(1, np.nan), np.full(1, np.nan), 0.0)
+    low, high = score_range([flat], "squared_error")  # one seed has no interval
+    assert low < 1 < high
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([1e-4, 1e-3, 1e-2], True),
+        ([0.0, 1e-4, 1e-3, 1e-2], True),
+        ([0.01, 0.03, 0.1, 0.3], True),
+        ([1, 2, 4, 8], True),
+        ([0.1, 0.2, 0.3], False),
+        ([0.0, 0.5, 0.9], False),
+        ([1e-3, 1e-2], True),
+        ([0.4, 0.5], False),
+        ([-1, 1, 10], False),
+        ([0.5], False),
+        ([], False),
+    ],
+)
+def test_the_axis_is_logarithmic_where_the_values_are_spaced_so(values, logarithmic):
+    assert log_spaced(values) == logarithmic
+
+
+def test_a_zero_keeps_its_place_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    write(tmp_path, "l2", {"weight_decay": [0.0, 1e-4, 1e-3, 1e-2]}, lambda weight_decay, seed: 1 + weight_decay)
+    ((_, (ax,)),), _ = drawn(monkeypatch, tmp_path)
+    assert ax.get_xscale() == "symlog"
+    assert ax.get_xlim()[0] <= 0
+    assert 0.0 in ax.get_xticks()
+
+
+@pytest.mark.parametrize("format", ["png", "svg", "pdf"])
+def test_the_same_runs_give_the_same_file(folder, format):
+    first = sensitivity(folder, format=format).read_bytes()
+    assert sensitivity(folder, format=format).read_bytes() == first
+    assert sorted(path.name for path in folder.iterdir()) == ["l2", f"sensitivity.{format}"]
+
+
+def test_what_is_refused_leaves_nothing(folder, tmp_path):
+    with pytest.raises(InputError, match="did you mean 'squared_error'"):
+        sensitivity(folder, "squared_eror")
+    with pytest.raises(InputError, match="--window"):
+        sensitivity(folder, window=2.0)
+    with pytest.raises(InputError, match=r"--format.*png"):
+        sensitivity(folder, format="pgn")
+    with pytest.raises(InputError, match=r"--interval.*bootstrap"):
+        sensitivity(folder, kind="boostrap")
+    with pytest.raises(InputError, match="no such run folder"):
+        sensitivity(folder / "nothing")
+    write(folder / "plain", "backprop", {"step_size": [0.1]}, lambda step_size, seed: 1.0)
+    with pytest.raises(InputError, match="nothing was swept; backprop"):
+        sensitivity(folder / "plain")
+    assert not list(folder.glob("**/sensitivity.*"))
+
+
+def test_the_command_draws_one_folder(folder, capsys):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    command.main(values(["sensitivity", str(folder), "--window=0.5", "--interval=se", "--format=svg"])[1:], values)
+    assert capsys.readouterr().out == f"{folder / 'sensitivity.svg'}\n"
+    assert "last 50% of the run" in (folder / "sensitivity.svg").read_text()
+    with pytest.raises(InputError, match="0 folders given"):
+        command.main([], values)
