@@ -1,14 +1,14 @@
 # Needs only make and Python 3.11 or 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types pytest bench docs clean
+.PHONY: help install demo test test-slow lint types pytest bench docs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## loss of plasticity, its cures and a rescue: a figure and a table in runs/demo
 	$(PY) -m launch.demo
@@ -24,6 +24,9 @@ types: $(STAMP) ## basedpyright on plastic_jax
 
 pytest: $(STAMP) ## the tests; ARGS='-k adam' chooses among them
 	$(PY) -m pytest -n 2 $(ARGS)
+
+test-slow: $(STAMP) ## kills, races, crash points, corruption: at most 20 minutes
+	$(PY) -m pytest -n 2 tests/slow $(ARGS)
 
 bench: $(STAMP) ## steps per second on this machine
 	$(PY) -m launch.benchmark

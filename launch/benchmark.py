@@ -23,7 +23,7 @@ from launch.cli import run_cli
 from launch.errors import InputError, unknown
 from launch.lanes import load_data
 from launch.machine import commit, machine, measured_peaks, memory_work, versions
-from launch.runner import enable_compilation_cache
+from launch.processes import enable_compilation_cache
 from launch.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
 from launch.workloads import (
     BACKPROP,

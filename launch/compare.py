@@ -20,6 +20,7 @@ from launch.cli import run_cli
 from launch.curves import HEADLINES, Curve, curves, metric_style
 from launch.errors import InputError, unknown
 from launch.run_folder import RUN, Run, read_runs
+from launch.selection import warn_of_tuning
 from launch.statistics import INTERVALS, Difference, late_mean, paired_difference
 
 FORMATS = ("text", "markdown", "latex")
@@ -207,6 +208,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     if not 1 <= len(arguments) <= 2:
         raise InputError(f"launch.compare: {len(arguments)} folders given, one or two are needed: A [B]")
     rows = compare(*arguments, metrics=values.metric, window=values.window, interval=values.interval)
+    warn_of_tuning(run for folder in arguments for run in read_runs(folder).values())
     print(render(rows, notes(rows, values.window, values.interval), values.format))
 
 

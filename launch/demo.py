@@ -18,8 +18,9 @@ from launch import figure
 from launch.cli import run_cli
 from launch.experiment import Experiment, branched
 from launch.loop import LONGEST_CHUNK
+from launch.processes import enable_compilation_cache
 from launch.run_folder import Run
-from launch.runner import enable_compilation_cache, run
+from launch.runner import run
 from launch.statistics import interval, late_mean, paired_difference
 from launch.stopping import Stop, listening
 from launch.syntax import parse_seeds

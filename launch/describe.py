@@ -1,12 +1,10 @@
 """The text of `--list`, `--explain` and `--dry_run`: what there is, what settings mean, what would be done."""
 
-import math
-
 import jax
 
 from launch.errors import unknown
-from launch.experiment import Job, Plan
-from launch.lanes import abstract_carry, load_data, parameter_count, seconds_per_step, units_of
+from launch.experiment import Plan
+from launch.lanes import lane_memory, load_data, parameter_count, seconds_per_step, state_bytes, units_of
 from launch.loop import chunk_lengths
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method
@@ -55,20 +53,17 @@ def plan(plan: Plan) -> str:
     for job in plan.jobs:
         units = units_of(plan, job, backend)
         lengths = set(chunk_lengths(units[0].chunk, plan.start, plan.steps))
-        memory = _lane_bytes(plan, job) * units[0].size
+        memory = state_bytes(plan, job) * units[0].size
         seconds = seconds_per_step(parameter_count(plan, job)) * (plan.steps - plan.start) * len(job.lanes)
         total += seconds
         lines.append(
             f"  {job.label}: {len(job.lanes)} lanes in {len(units)} x {units[0].size}, {parameter_count(plan, job)} "
             f"parameters, {_size(memory)} of state, {len(lengths)} compilation{'s' * (len(lengths) > 1)} "
-            f"of at most {max(lengths)} steps, about {_time(seconds)} on one CPU core"
+            f"of at most {max(lengths)} steps, about {_time(seconds)} on one CPU core and "
+            f"{_size(lane_memory(plan, job).of(units[0].size))} of memory a program"
         )
     lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {_time(total)} of one CPU core in all")
     return "\n".join(lines)
-
-
-def _lane_bytes(plan: Plan, job: Job) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_carry(plan, job)[0]))
 
 
 def _presets(method_name: str, setting: str, field: Number | Choice) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from launch.errors import InputError
 from launch.experiment import Job, Lane, Plan
 from launch.loop import LONGEST_CHUNK, chunk_length, measured
+from launch.memory import Memory, device_budget, fitting, memory
 from launch.methods import BuildContext, Number
 from launch.programs import Program, supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
@@ -134,6 +135,16 @@ def abstract_carry(plan: Plan, job: Job) -> tuple[Any, Any, Any]:
     return jax.eval_shape(job_program(plan, job).init, _key(), hyper, data), hyper, data
 
 
+def state_bytes(plan: Plan, job: Job) -> int:
+    """Bytes of one lane's state."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_carry(plan, job)[0]))
+
+
+def lane_memory(plan: Plan, job: Job) -> Memory:
+    """The memory that a job takes on a device; nothing is compiled."""
+    return memory(job_program(plan, job), *abstract_carry(plan, job))
+
+
 def hyper_arrays(job: Job, lanes: Sequence[Lane]) -> dict[str, np.ndarray]:
     """The lanes' numbers by name, `[lane]`."""
     return {
@@ -182,6 +193,8 @@ def units_of(plan: Plan, job: Job, backend: str, lanes: Sequence[Lane] | None = 
     if not lanes:
         return []
     most = plan.experiment.lanes_per_batch or lanes_per_batch(parameter_count(plan, job), backend)
+    if plan.experiment.lanes_per_batch is None and backend != "cpu":
+        most = fitting(most, device_budget(), lane_memory(plan, job))
     size = -(-len(lanes) // -(-len(lanes) // most))
     chunk = chunk_of(plan, job, size, backend)
     batches = [tuple(lanes[start : start + size]) for start in range(0, len(lanes), size)]

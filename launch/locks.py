@@ -4,10 +4,16 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from launch.durable import make_folder, storing
 from launch.errors import InputError
+
+LOCK = "LOCK"
+"""Name of the file, in the folder that it stands for."""
 
 
 class TakenError(InputError):
@@ -21,14 +27,39 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         TakenError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise TakenError(f"{path.parent}: being run by {file.read().strip() or 'another process'}") from None
+    make_folder(path.parent)
+    with contextlib.ExitStack() as stack:
+        with storing(path):
+            file = stack.enter_context(open(path, "a+"))
+        for patience in (0.05, 0.05, 0.0):  # `holder` takes the lock for a moment
+            if _taken(file, fcntl.LOCK_EX):
+                break
+            time.sleep(patience)
+        else:
+            raise TakenError(f"{path.parent}: being run by {_named(file)}")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file `path`, such as "process 12 on host"; empty where nobody does."""
+    try:
+        with open(path) as file:
+            return "" if _taken(file, fcntl.LOCK_SH) else _named(file)
+    except OSError:
+        return ""
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _named(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"

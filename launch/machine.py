@@ -1,5 +1,6 @@
 """What ran here: machine, versions, commit; and how fast its memory and its matrix product are."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -37,6 +38,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _DISTRIBUTIONS}
 
 
+@functools.cache
 def commit() -> str:
     """The clone's commit, `-dirty` where files differ from it; empty outside a clone."""
     root = Path(__file__).resolve().parent.parent

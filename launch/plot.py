@@ -1,6 +1,7 @@
 """Draw run folders as one figure, several folders on one axis.
 
 python -m launch.plot DIR... [--metric=squared_error,dormant_units] [--interval=bootstrap|se] [--format=png] [--out=F]
+    [--against=step_size] [--tuning]
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from launch import figure
 from launch.cli import run_cli
 from launch.curves import caption, checked_metrics, curves
 from launch.errors import InputError, unknown
-from launch.run_folder import read_runs
+from launch.run_folder import Run, read_runs
+from launch.selection import refuse_tuning
 from launch.statistics import INTERVALS
 
 
@@ -23,12 +25,14 @@ def plot(
     out: Path | str | None = None,
     format: str | None = None,
     against: str | None = None,
+    tuning: bool = False,
 ) -> Path:
     """Draw every run in `directories` (run folders or single runs), one panel per metric; returns the figure's path.
 
     The settings that differ between the runs are named in the legend, those that are equal in the caption. By default
     the metric is the headline of the runs and the file `figure.<format>` in the first directory. With `against` the
-    axis is that hyperparameter and the value the mean over the last tenth of the run. Raises InputError.
+    axis is that hyperparameter and the value the mean over the last tenth of the run. Runs made for tuning favour the
+    settings chosen by them: they are drawn with `against` or `tuning` only. Raises InputError.
     """
     directories = [directories] if isinstance(directories, (str, Path)) else list(directories)
     if not directories:
@@ -37,6 +41,8 @@ def plot(
         raise unknown("--interval", interval, INTERVALS)
     path = _target(directories[0], out, format)
     runs = [run for directory in directories for run in read_runs(directory).values()]
+    if against is None and not tuning:
+        refuse_tuning(runs)
     chosen = checked_metrics(runs, metrics)
     drawing, axes = figure.new_figure(len(chosen))
     found = curves(runs)
@@ -46,8 +52,13 @@ def plot(
         else:
             figure.draw_against(ax, found, metric, against, interval)
     figure.legend_below(drawing, axes)
-    figure.add_caption(drawing, caption(runs, interval))
+    figure.add_caption(drawing, " ".join([caption(runs, interval), *_tuned_on(runs)]))
     return figure.save(drawing, path)
+
+
+def _tuned_on(runs: Sequence[Run]) -> list[str]:
+    """Where the numbers of the runs come from, a sentence for each answer."""
+    return [f"Tuned on {text}." for text in dict.fromkeys(run.meta.get("tuned_on") for run in runs) if text]
 
 
 def _target(directory: Path | str, out: Path | str | None, format: str | None) -> Path:
@@ -72,12 +83,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_enum("interval", "bootstrap", INTERVALS, "95% interval of the mean over seeds.", flag_values=values)
     flags.DEFINE_enum("format", None, figure.FORMATS, "Default: that of --out, else png.", flag_values=values)
     flags.DEFINE_string("against", None, "A swept number as the axis, in place of the step.", flag_values=values)
+    flags.DEFINE_bool("tuning", False, "Draw runs made for tuning all the same.", flag_values=values)
     flags.DEFINE_string("out", None, "Default: figure.<format> in the first folder.", flag_values=values)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: draws and prints where."""
-    print(plot(arguments, values.metric, values.interval, values.out, values.format, values.against))
+    print(plot(arguments, values.metric, values.interval, values.out, values.format, values.against, values.tuning))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Work:
         job: the job, its lanes in the units' order.
         units: all units, those of earlier launches first.
         meta: `run.json` of the earlier launches, or `None`.
+        parallel: whether devices have lanes of their own or share batches.
         block: which of several blocks of the label's units these are, and the names of all units; `None` for all.
     """
 
@@ -36,6 +37,7 @@ class Work:
     units: tuple[Unit, ...]
     meta: Mapping[str, Any] | None = None
     block: Mapping[str, Any] | None = None
+    parallel: str = "lanes"
 
 
 def parse_block(text: str) -> Block:
@@ -81,6 +83,11 @@ def work_of(
         return dataclasses.replace(asked, units=tuple(recorded(plan, job, meta)), meta=meta)
     units = recorded(plan, job, meta)
     known = {_identity(lane) for unit in units for lane in unit.lanes}
+    wanted = {_identity(lane) for lane in job.lanes} - known
+    for unit in begun(plan, job, meta):
+        lanes = {_identity(lane) for lane in unit.lanes}
+        if lanes <= wanted:
+            units, wanted, known = [*units, unit], wanted - lanes, known | lanes
     units += units_of(plan, job, backend, [lane for lane in job.lanes if _identity(lane) not in known])
     lanes = tuple(lane for unit in units for lane in unit.lanes)
     return Work(dataclasses.replace(job, lanes=lanes), tuple(units), meta)
@@ -103,6 +110,15 @@ def recorded(plan: Plan, job: Job, meta: Mapping[str, Any]) -> list[Unit]:
     for entry in meta.get("units", ()):
         part, lanes = tuple(lanes[: entry["lanes"]]), lanes[entry["lanes"] :]
         units.append(dataclasses.replace(unit_of(plan, job, part, entry["size"], entry["chunk"]), name=entry["name"]))
+    return units
+
+
+def begun(plan: Plan, job: Job, meta: Mapping[str, Any]) -> list[Unit]:
+    """Units that launches with more lanes have begun, and not joined with the others yet."""
+    units = []
+    for entry in meta.get("begun", ()):
+        lanes = tuple(Lane(lane["method"], lane["seed"], lane["hyper"]) for lane in entry["of"])
+        units.append(dataclasses.replace(unit_of(plan, job, lanes, entry["size"], entry["chunk"]), name=entry["name"]))
     return units
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.durable import replacing
+from launch.durable import replacing, storing
 from launch.errors import InputError
 
 SCHEMA = 1
@@ -125,7 +125,8 @@ def write_run(
             np.savez_compressed(file, **lives)  # type: ignore[arg-type]
     write_meta(folder, meta)
     if finished:
-        (folder / DONE).touch()
+        with storing(folder / DONE):
+            (folder / DONE).touch()
 
 
 def _misfit(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

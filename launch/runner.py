@@ -4,33 +4,29 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
+import itertools
 import os
-import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from launch import hosts
 from launch.devices import Parallel
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, resolve
+from launch.labels import begin, finish, over
 from launch.lanes import Unit, job_program, load_data
-from launch.lives import PREFIX, gathered
-from launch.machine import commit, machine, versions
+from launch.locks import LOCK, locked
+from launch.processes import CONTEXT, enter, one_thread_each, reporting
 from launch.resume import Block, Resume, Work, check_resume, work_of
-from launch.run_folder import CHECKPOINTS, Run, read_run, write_meta, write_run
-from launch.stopping import Stop, Stopped, held, in_worker
-from launch.syntax import without
+from launch.run_folder import CHECKPOINTS, Run
+from launch.stopping import Stop, Stopped, held
 from launch.work import KEEPING, Arrays, Devices, Keeping, Place, Report, finished, run_units
-from plastic_jax import biography
 
 
 class Done(NamedTuple):
@@ -88,20 +84,26 @@ def run(
     layout = Devices(_devices(devices, plan, parallel), parallel)
     backend, root = jax.default_backend(), None if workdir is None else Path(workdir)
     works = {job.label: work_of(plan, job, root and root / job.label, resume, backend, block) for job in plan.jobs}
-    runs = {} if root is None else {label: r for label, w in works.items() if (r := _over(plan, w, root / label))}
-    works = {label: work for label, work in works.items() if label not in runs}
-    _check(plan, list(works.values()), root, keeping)
+    runs = {} if root is None else {label: r for label, w in works.items() if (r := over(plan, w, root / label))}
+    works = {n: dataclasses.replace(work, parallel=parallel) for n, work in works.items() if n not in runs}
+    check(plan, list(works.values()), root, keeping)
     hosts.highest(0)  # every process has looked before the first one writes
-    if root is not None and hosts.is_first():
-        for label, work in works.items():
-            if work.meta is None:
-                write_meta(root / label, _meta(plan, work))
-    done: dict[str, list[Done]] = {}
-    for label, part in _run_all(plan, list(works.values()), root, keeping, layout, workers, stop, report):
-        done.setdefault(label, []).append(part)
-        if sum(len(d.units) for d in done[label]) == len(works[label].units):
-            runs[label] = _finish(plan, works[label], done.pop(label), root, keeping)
+    with contextlib.ExitStack() as locks:
+        if root is not None and hosts.is_first():
+            for label, work in works.items():
+                locks.enter_context(locked(root / label / CHECKPOINTS / LOCK))
+                begin(plan, work, root / label)
+        done: dict[str, list[Done]] = {}
+        for label, part in _run_all(plan, list(works.values()), root, keeping, layout, workers, stop, report):
+            done.setdefault(label, []).append(part)
+            if sum(len(d.units) for d in done[label]) == len(works[label].units):
+                runs[label] = _joined(plan, works[label], done.pop(label), root and root / label, keeping)
     return {job.label: runs[job.label] for job in plan.jobs}
+
+
+def _joined(plan: Plan, work: Work, parts: Sequence[Done], folder: Path | None, keeping: Keeping) -> Run:
+    measured = {unit.name: arrays for part in parts for unit, arrays in zip(part.units, part.arrays, strict=True)}
+    return finish(plan, work, measured, folder, keeping, sum(part.seconds for part in parts))
 
 
 def _devices(asked: int | None, plan: Plan, parallel: Parallel) -> int:
@@ -119,14 +121,14 @@ def _devices(asked: int | None, plan: Plan, parallel: Parallel) -> int:
     return number
 
 
-def _check(plan: Plan, works: Sequence[Work], root: Path | None, keeping: Keeping) -> None:
+def check(plan: Plan, works: Sequence[Work], root: Path | None, keeping: Keeping) -> None:
     """All that can be known to fail, before anything is compiled or written."""
     for work in works:
         job_program(plan, work.job)
-        for step in keeping.at:
-            if step % work.units[0].chunk or not plan.start < step <= plan.steps:
+        for step, chunk in itertools.product(keeping.at, sorted({unit.chunk for unit in work.units})):
+            if step % chunk or not plan.start < step <= plan.steps:
                 raise InputError(
-                    f"--checkpoint_at: {step} is not a multiple of {work.units[0].chunk}, the steps between two looks, "
+                    f"--checkpoint_at: {step} is not a multiple of {chunk}, the steps between two looks, "
                     f"up to {plan.steps}"
                 )
     load_data(plan)
@@ -149,12 +151,12 @@ def _run_all(
     together = devices.number if devices.parallel == "lanes" else 1
     for work in works:
         place = None if root is None else Place(root / work.job.label / CHECKPOINTS, keeping)
-        over = {unit.name: arrays for unit in work.units if place and (arrays := finished(plan, unit, place))}
+        ended = {unit.name: arrays for unit in work.units if place and (arrays := finished(plan, unit, place))}
         for unit in work.units:
-            if unit.name in over:
+            if unit.name in ended:
                 report(unit.label, len(unit.lanes) * (plan.steps - plan.start))
-                yield unit.label, Done([unit], [over[unit.name]], 0.0)
-        left = [unit for unit in work.units if unit.name not in over]
+                yield unit.label, Done([unit], [ended[unit.name]], 0.0)
+        left = [unit for unit in work.units if unit.name not in ended]
         alike: dict[tuple[int, int], list[Unit]] = {}
         for unit in left:
             alike.setdefault((unit.size, unit.chunk), []).append(unit)
@@ -175,36 +177,28 @@ def _in_processes(
     plan: Plan, tasks: Sequence[tuple[Sequence[Unit], Place | None]], workers: int, stop: Stop | None, report: Report
 ) -> Iterable[tuple[str, Done]]:
     stop = stop or Stop()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    listener = threading.Thread(target=_listen, args=(queue, report), daemon=True)
-    listener.start()
-    try:
-        # Small programs lose more to XLA's thread pool than they gain: one thread per worker, one worker per core.
-        with (
-            _environment(NPROC="1"),
-            concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (queue, sys.path, stop)) as pool,
-        ):
-            with held():  # a signal to the whole group must not kill workers that do not listen yet
-                futures = [pool.submit(_work, plan.experiment, *task) for task in tasks]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    done = future.result()
-                    yield done.units[0].label, done
-            except concurrent.futures.process.BrokenProcessPool:
-                if stop.signal:
-                    raise Stopped(stop.signal) from None
-                raise InputError(
-                    "--workers: a worker process was killed, perhaps for its memory; the same command goes on"
-                ) from None
-            finally:
-                if not all(future.done() for future in futures):
-                    stop.request(signal.SIGTERM)  # one has failed: the others need not come to their end first
-                for future in futures:
-                    future.cancel()
-    finally:
-        queue.put(None)
-        listener.join()
+    with (
+        reporting(report) as queue,
+        one_thread_each(),
+        concurrent.futures.ProcessPoolExecutor(workers, CONTEXT, _start_worker, (queue, sys.path, stop)) as pool,
+    ):
+        with held():  # a signal to the whole group must not kill workers that do not listen yet
+            futures = [pool.submit(_work, plan.experiment, *task) for task in tasks]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                done = future.result()
+                yield done.units[0].label, done
+        except concurrent.futures.process.BrokenProcessPool:
+            if stop.signal:
+                raise Stopped(stop.signal) from None
+            raise InputError(
+                "--workers: a worker process was killed, perhaps for its memory; the same command goes on"
+            ) from None
+        finally:
+            if not all(future.done() for future in futures):
+                stop.request(signal.SIGTERM)  # one has failed: the others need not come to their end first
+            for future in futures:
+                future.cancel()
 
 
 _queue: Any = None
@@ -214,9 +208,7 @@ _stop: Stop | None = None
 def _start_worker(queue: Any, path: list[str], stop: Stop | None) -> None:
     global _queue, _stop
     _queue, _stop = queue, stop
-    in_worker(stop)
-    sys.path[:] = path
-    enable_compilation_cache()
+    enter(path, stop)
 
 
 def _work(experiment: Experiment, units: Sequence[Unit], place: Place | None) -> Done:
@@ -232,75 +224,6 @@ def _work(experiment: Experiment, units: Sequence[Unit], place: Place | None) ->
 _resolved = functools.lru_cache(maxsize=1)(resolve)
 
 
-def _listen(queue: Any, report: Report) -> None:
-    while (item := queue.get()) is not None:
-        report(*item)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Environment variables set while the block runs."""
-    former = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _over(plan: Plan, work: Work, folder: Path) -> Run | None:
-    """The run as it stands, where nothing is left to do."""
-    if work.meta is None or not work.meta["finished"]:
-        return None
-    same = work.meta["settings"].get("steps") == plan.steps and len(work.meta["lanes"]) == len(work.job.lanes)
-    if not same and not all((folder / CHECKPOINTS / unit["name"]).is_dir() for unit in work.meta["units"]):
-        raise InputError(f"--workdir: {folder} holds no checkpoints to go on from; they were not kept (--keep)")
-    return read_run(folder) if same else None
-
-
-def _meta(plan: Plan, work: Work) -> dict[str, Any]:
-    """`run.json` as it is known before anything is run."""
-    return {
-        "label": work.job.label,
-        "method": work.job.method.name,
-        "task": plan.spec.name,
-        "settings": plan.settings(work.job),
-        "experiment": dataclasses.asdict(plan.experiment) | {"task": without(plan.experiment.task, "data_dir")},
-        "lanes": [{"method": n.method, "seed": n.seed, "hyper": dict(n.hyper)} for n in work.job.lanes],
-        "units": [
-            {"name": unit.name, "lanes": len(unit.lanes), "size": unit.size, "chunk": unit.chunk} for unit in work.units
-        ],
-        "lanes_per_batch": work.units[0].size,
-        "chunk": work.units[0].chunk,
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "task_aware": work.job.method.task_aware,
-        **({"block": work.block} if work.block else {}),
-    }
-
-
-def _finish(plan: Plan, work: Work, parts: Sequence[Done], root: Path | None, keeping: Keeping) -> Run:
-    """Join what a label's units have measured, and write it down."""
-    measured = {unit.name: arrays for part in parts for unit, arrays in zip(part.units, part.arrays, strict=True)}
-    ordered = [measured[unit.name] for unit in work.units]
-    arrays = {name: np.concatenate([one[name] for one in ordered]) for name in ordered[0]}
-    diverged = np.flatnonzero(arrays.pop("diverged")).tolist()
-    found = {name.removeprefix(PREFIX): arrays.pop(name) for name in list(arrays) if name.startswith(PREFIX)}
-    lives = gathered(found, biography.AGES, plan.start, plan.steps) if found else None
-    step = np.minimum(np.arange(1, -(-plan.steps // plan.bin) + 1) * plan.bin, plan.steps)
-    count = np.diff(step, prepend=0)
-    meta = _meta(plan, work) | {"diverged": diverged, "wall_seconds": round(sum(part.seconds for part in parts), 3)}
-    if root is None or not hosts.is_first():
-        return Run(work.job.label, {"schema": 1, "finished": True} | meta, step, count, arrays, lives)
-    folder = root / work.job.label
-    write_run(folder, meta, step, count, arrays, lives=lives)
-    if keeping.keep == 0:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return read_run(folder)
-
-
 def _check_writable(workdir: Path) -> None:
     existing = workdir.absolute()
     if existing.exists() and not existing.is_dir():
@@ -309,11 +232,3 @@ def _check_writable(workdir: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--workdir: cannot write in {existing}")
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX has been told of another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "plastic_jax", "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

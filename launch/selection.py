@@ -6,6 +6,7 @@ counts by the failure value that stands in its arrays. What is written here is i
 
 import dataclasses
 import keyword
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -328,11 +329,24 @@ def refuse_tuning(runs: Mapping[str, Run] | Iterable[Run]) -> None:
     Raises:
         InputError: a run whose `run.json` says `"tuning": true`.
     """
-    runs = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
-    labels = [run.label for run in runs if run.meta.get("tuning")]
-    if labels:
-        folder = next(run.meta.get("folder", "") for run in runs if run.meta.get("tuning"))
+    told = _tuning_told(runs)
+    if told:
         raise InputError(
-            f"{folder}: runs on tuning seeds ({', '.join(labels)}), which favour the settings chosen by them; "
-            "--report_seeds=A:B launches the winners on other seeds; --tuning draws them all the same"
+            f"{told}; --report_seeds=A:B launches the winners on other seeds; --tuning draws them all the same"
         )
+
+
+def warn_of_tuning(runs: Mapping[str, Run] | Iterable[Run]) -> None:
+    """One line on stderr where there are runs made for tuning."""
+    told = _tuning_told(runs)
+    if told:
+        print(f"warning: {told}", file=sys.stderr)
+
+
+def _tuning_told(runs: Mapping[str, Run] | Iterable[Run]) -> str:
+    tuning = [run for run in (runs.values() if isinstance(runs, Mapping) else runs) if run.meta.get("tuning")]
+    if not tuning:
+        return ""
+    labels = ", ".join(run.label for run in tuning)
+    folder = tuning[0].meta.get("folder", "")
+    return f"{folder}: runs on tuning seeds ({labels}), which favour the settings chosen by them"

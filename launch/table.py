@@ -12,6 +12,7 @@ from launch.cli import run_cli
 from launch.curves import Curve, checked_metrics, curves, metric_style
 from launch.errors import InputError
 from launch.run_folder import Run, read_runs
+from launch.selection import warn_of_tuning
 from launch.statistics import INTERVALS, interval, late_bins
 
 
@@ -65,6 +66,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     if not arguments:
         raise InputError("launch.table: no run folder given; usage: python -m launch.table DIR...")
     runs = [run for directory in arguments for run in read_runs(directory).values()]
+    warn_of_tuning(runs)
     print(table(runs, values.metric, values.window, values.interval))
 
 

@@ -18,21 +18,23 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from launch import describe
+from launch import describe, jobs
 from launch.cli import run_cli
 from launch.devices import Parallel
 from launch.errors import InputError, unknown
 from launch.experiment import Experiment, Plan, branched, resolve, warnings
 from launch.hosts import define_host_flags, is_first, join
+from launch.jobs import Machine
 from launch.lanes import metric_names
 from launch.plot import plot
+from launch.processes import enable_compilation_cache
 from launch.registry import find_method
 from launch.resume import Resume, parse_block
 from launch.run_folder import Run
-from launch.runner import enable_compilation_cache, run
+from launch.runner import run
 from launch.sinks import check_sinks, open_sinks
 from launch.stopping import listening
-from launch.syntax import parse_every, parse_keep, parse_methods, parse_seeds, parse_step
+from launch.syntax import parse_every, parse_keep, parse_methods, parse_seeds, parse_step, with_settings
 from launch.table import table
 from launch.work import Keeping
 
@@ -92,6 +94,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list("metric", [], "metrics in the figure; by default the task's own", flag_values=values)
     flags.DEFINE_bool("list", False, "list tasks, methods and networks, and end", flag_values=values)
     flags.DEFINE_string("explain", None, "explain a method's settings, and end", flag_values=values)
+    flags.DEFINE_enum(
+        "job_script",
+        None,
+        get_args(Machine),
+        "print a script that runs this command there, and end",
+        flag_values=values,
+    )
     flags.DEFINE_bool("dry_run", False, "say what would be run, and end", flag_values=values)
 
 
@@ -179,10 +188,15 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         print(describe.method(values.explain))
         return 0
     settings = run_settings(values)
+    if values.job_script:
+        experiment = from_flags(values)
+        workdir = values.workdir or f"runs/{resolve(experiment).spec.name}"
+        print(jobs.script(values.job_script, jobs.given_flags(values), workdir, values.parallel == "batch"), end="")
+        return 0
     prepare_devices(values)
     experiment = from_flags(values)
     plan = resolve(experiment)
-    _check_metrics(plan, values.metric)
+    check_metrics(plan, values.metric)
     for line in warnings(plan):
         print("warning:", line, file=sys.stderr)
     if values.dry_run:
@@ -231,7 +245,7 @@ def from_flags(values: flags.FlagValues) -> Experiment:
         experiment = branched(values.branch_from, **given)
     else:
         experiment = Experiment(task=values.task, seeds=parse_seeds(values.seeds), **length, **asked)
-    task = _with_settings(experiment.task, data_dir=values.data_dir, change_every=values.change_every)
+    task = with_settings(experiment.task, data_dir=values.data_dir, change_every=values.change_every)
     return dataclasses.replace(experiment, task=task)
 
 
@@ -280,23 +294,12 @@ def _tell_lost(runs: dict[str, Run]) -> None:
             )
 
 
-def _check_metrics(plan: Plan, metrics: list[str]) -> None:
+def check_metrics(plan: Plan, metrics: list[str]) -> None:
     """Refuse, before anything runs, a metric that will not be measured."""
     measured = {name for job in plan.jobs for name in metric_names(plan, job)} if metrics else set()
     for name in metrics:
         if name not in measured:
             raise unknown("--metric", name, measured)
-
-
-def _with_settings(text: str, **settings) -> str:
-    given = ",".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
-    if not given:
-        return text
-    text = text.strip()
-    if not text.endswith(")"):
-        return f"{text}({given})"
-    inside = text[:-1].rstrip(", ")
-    return f"{inside}{'' if inside.endswith('(') else ','}{given})"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,22 +16,22 @@ import numpy as np
 
 from launch import hosts
 from launch.branch import Source
-from launch.checkpoint import Checkpoints, Saved, versions
+from launch.checkpoint import Checkpoints, Saved, describe, versions
 from launch.devices import AXIS, Parallel, own_copy, put_data, put_lanes
 from launch.errors import InputError
 from launch.experiment import Job, Lane, Plan, experiment_of, lane_keys, resolve
 from launch.lanes import Unit, hyper_arrays, job_program, load_data
 from launch.lives import PREFIX
-from launch.locks import locked
+from launch.locks import LOCK, locked
 from launch.loop import RunState, compiled_chunk, initial, means, run_chunks
 from launch.machine import commit
+from launch.processes import Report
 from launch.programs import Mean, Program, continued
 from launch.run_folder import unit_folders
 from launch.stopping import Stop, Stopped
 from launch.syntax import Every
 from plastic_jax import biography
 
-Report = Callable[[str, int], None]
 Arrays = dict[str, np.ndarray]
 SUM, COUNT = "sum/", "count/"
 
@@ -108,7 +109,7 @@ def run_units(
     with contextlib.ExitStack() as locks:
         for store in stores:
             if store is not None and hosts.is_first():
-                locks.enter_context(locked(store.folder / "LOCK"))
+                locks.enter_context(locked(store.folder / LOCK))
         data = put_data(load_data(plan), devices.number)
         saved = [_resumed(plan, unit, store, program, data) for unit, store in zip(units, stores, strict=True)]
         found: dict[str, Arrays] = {}
@@ -119,11 +120,21 @@ def run_units(
     return [found[unit.name] for unit in units]
 
 
+def ended(plan: Plan, unit: Unit, folder: Path) -> bool:
+    """Whether a unit has a checkpoint of the last step, good or damaged; `folder` holds its label's checkpoints."""
+    return plan.steps in Checkpoints(folder / unit.name).steps()
+
+
+def seconds_spent(plan: Plan, unit: Unit, folder: Path) -> float:
+    """Seconds of work on a unit that is over, in all launches."""
+    return describe(folder / unit.name / str(plan.steps))["about"].get("seconds", 0.0)
+
+
 def finished(plan: Plan, unit: Unit, place: Place) -> Arrays | None:
     """What a unit has measured, where it is over; nothing is computed."""
     job = plan.job(unit.label)
     store = Checkpoints(place.folder / unit.name)
-    if plan.steps not in store.steps():
+    if not ended(plan, unit, place.folder):
         return None
     lanes = abstract_lanes(program_of(plan, job), job, unit, abstract_data(plan))
     with contextlib.suppress(InputError):
@@ -156,7 +167,8 @@ class _Worker:
         hosts.check_equal("checkpoints", [state.step])
         report(self.job.label, (state.step - plan.start) * lanes)
         timer = _Timer(place.keeping if place else Keeping(Every()), state.step)
-        done = state.step
+        done, began = state.step, time.perf_counter()
+        spent = saved[0].about.get("seconds", 0.0) if saved[0] else 0.0
 
         def between(state: RunState) -> None:
             nonlocal done
@@ -164,7 +176,8 @@ class _Worker:
             done = state.step
             asked = hosts.highest(stop.signal if stop is not None else 0)
             if asked or timer.due(state.step) or state.step in (last_grid, plan.steps):
-                self._save(state)
+                seconds = round(spent + (time.perf_counter() - began) / len(self.units), 3)
+                self._save(state, {"kept": timer.stays(state.step), "seconds": seconds})
                 timer.saved(state.step)
             if asked and state.step < plan.steps:
                 self._wait()
@@ -193,14 +206,15 @@ class _Worker:
             lanes = continued(lanes, put_lanes(earlier, self.devices.number, self.devices.parallel))
         return RunState(self.plan.start, lanes, bins)
 
-    def _save(self, state: RunState) -> None:
+    def _save(self, state: RunState, note: dict[str, Any]) -> None:
         if not hosts.is_first():
             return
         lanes = own_copy(state.lanes)
         for i, (unit, store) in enumerate(zip(self.units, self.stores, strict=True)):
             if store is not None:
                 part = jax.tree.map(lambda leaf, i=i, n=unit.size: leaf[i * n : (i + 1) * n], lanes)
-                store.save(state.step, part, self._arrays(state, i), about(self.plan, self.job, unit, state.step))
+                said = about(self.plan, self.job, unit, state.step) | note
+                store.save(state.step, part, self._arrays(state, i), said)
 
     def _wait(self) -> None:
         for store in self.stores:
@@ -233,6 +247,10 @@ class _Timer:
     def saved(self, step: int) -> None:
         self._step, self._time = step, time.monotonic()
 
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint of that step was asked to stay for good."""
+        return step in self._keeping.at
+
     def due(self, step: int) -> bool:
         steps, seconds = self._keeping.every
         crossed = steps is not None and step // steps > self._step // steps
@@ -244,7 +262,29 @@ def _store(plan: Plan, unit: Unit, place: Place | None) -> Checkpoints | None:
         return None
     keeping, last_grid = place.keeping, plan.steps - plan.steps % unit.chunk
     keep = None if keeping.keep is None else max(keeping.keep, 1)
-    return Checkpoints(place.folder / unit.name, keep, {*keeping.at, last_grid})
+    folder = place.folder / unit.name
+    return Checkpoints(folder, keep, {*keeping.at, *_kept(folder), last_grid})
+
+
+def _kept(folder: Path) -> set[int]:
+    """The steps of a unit's checkpoints that were asked to stay for good, by whatever launch."""
+    kept = set()
+    for step in Checkpoints(folder).steps():
+        with contextlib.suppress(InputError):
+            if describe(folder / str(step))["about"].get("kept"):
+                kept.add(step)
+    return kept
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoints of a label that is over, but those that were asked to stay for good."""
+    stay = {unit.name: _kept(unit) for unit in folder.glob("*/")}
+    if not any(stay.values()):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for name, steps in stay.items():
+        for step in set(Checkpoints(folder / name).steps()) - steps:
+            shutil.rmtree(folder / name / str(step), ignore_errors=True)
 
 
 def _resumed(plan: Plan, unit: Unit, store: Checkpoints | None, program: Program, data: Any) -> Saved | None:

@@ -11,6 +11,7 @@ from absl import flags
 from launch import runner, train
 from launch.errors import InputError
 from launch.run_folder import read_runs
+from launch.syntax import with_settings
 
 ROOT = Path(__file__).parents[2]
 TASK = "--task=slowly_changing_regression"
@@ -115,7 +116,7 @@ def test_flags_are_the_fields_of_an_experiment():
      ("t(a=(1,),)", "t(a=(1,),change_every=5)")],
 )  # fmt: skip
 def test_task_flags_join_the_tasks_own_settings(task, whole):
-    assert train._with_settings(task, change_every=5, data_dir=None) == whole
+    assert with_settings(task, change_every=5, data_dir=None) == whole
 
 
 def test_list_explain_and_dry_run_print_and_write_nothing(tmp_path, monkeypatch, capsys):

@@ -107,7 +107,7 @@ def damage(kind, checkpoint, dice):
     return str(target.relative_to(checkpoint))
 
 
-def test_fifty_damaged_checkpoints_are_noticed_and_the_one_before_is_taken(good, tmp_path, capsys):
+def test_fifty_damaged_checkpoints_are_noticed_and_the_one_before_is_taken(good, tmp_path, record_property):
     counts, files = collections.Counter(), set()
     for case in range(CASES):
         dice = random.Random(case)
@@ -124,21 +124,20 @@ def test_fifty_damaged_checkpoints_are_noticed_and_the_one_before_is_taken(good,
         shutil.rmtree(folder)
         counts[kind.__name__] += 1
         files.add(target)
-    with capsys.disabled():
-        kinds = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        print(f"\n{counts.total()} of {CASES} damaged checkpoints noticed ({kinds}; {len(files)} files and folders)")
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    told = f"{counts.total()} of {CASES} damaged checkpoints noticed ({kinds}; {len(files)} files and folders)"
+    record_property("count", told)
     assert counts.total() == CASES
 
 
-def test_every_byte_of_the_manifest_matters(good, tmp_path, capsys):
+def test_every_byte_of_the_manifest_matters(good, tmp_path, record_property):
     shutil.copytree(good / "30", tmp_path / "30")
     manifest = tmp_path / "30" / "manifest.json"
     data = manifest.read_bytes()
     for position in range(len(data)):
         manifest.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         assert verify(tmp_path / "30"), position
-    with capsys.disabled():
-        print(f"\n{len(data)} of {len(data)} flipped bytes of the manifest noticed")
+    record_property("count", f"{len(data)} of {len(data)} flipped bytes of the manifest noticed")
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def leave(disk, pages):
     (disk / "filler").write_bytes(b"x" * (free - pages * PAGE))
 
 
-def test_a_disk_that_fills_up_at_any_page_of_a_save_leaves_the_last_good_one(small_disk, capsys, caplog):
+def test_a_disk_that_fills_up_at_any_page_of_a_save_leaves_the_last_good_one(small_disk, record_property, caplog):
     folder = small_disk / "unit"
     save(folder, 10)
     failed = 0
@@ -182,8 +181,7 @@ def test_a_disk_that_fills_up_at_any_page_of_a_save_leaves_the_last_good_one(sma
             break
     (small_disk / "filler").unlink()
     assert read(folder) == (20, [])
-    with capsys.disabled():
-        print(f"\n{failed} full disks, one for every page that the save needs; then it fits")
+    record_property("count", f"{failed} full disks, one for every page that the save needs; then it fits")
     assert failed > 10
 
 

@@ -249,7 +249,7 @@ def assert_old_or_new(folder):
     return found.step
 
 
-def test_a_save_killed_at_each_of_its_operations_leaves_the_old_or_the_new(saver, old, tmp_path, capsys):
+def test_a_save_killed_at_each_of_its_operations_leaves_the_old_or_the_new(saver, old, tmp_path, record_property):
     points, read = collections.Counter(), collections.Counter()
     kill_at, ended = 1, 0
     while ended < 3:  # the number of operations differs by a few: orbax's threads write together what comes together
@@ -268,9 +268,9 @@ def test_a_save_killed_at_each_of_its_operations_leaves_the_old_or_the_new(saver
         assert os.listdir(folder) == [str(NEW)], done[-1]
         shutil.rmtree(folder)
         kill_at += 1
-    with capsys.disabled():
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(points.items()))
-        print(f"\n{points.total()} crash points of one save ({counts}): {read[OLD]} left the old, {read[NEW]} the new")
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(points.items()))
+    told = f"{points.total()} crash points of one save ({counts}): {read[OLD]} left the old, {read[NEW]} the new"
+    record_property("count", told)
     assert {"open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir"} <= set(points)
     assert read[OLD] > 50 and read[NEW] > 5
 

@@ -1,0 +1,215 @@
+"""python -m launch.sweep: many settings, many seeds, worked through by processes that may be killed.
+
+    python -m launch.sweep --grid=tuning.toml --workdir=runs/tuning --workers=2
+    python -m launch.sweep --task=slowly_changing_regression --methods=backprop,l2 --sweep=step_size=1e-3:1e-1:log5 \
+        --seeds=100:120 --workdir=runs/tuning
+    python -m launch.sweep --workdir=runs/tuning --status
+    python -m launch.sweep --workdir=runs/tuning --best
+    python -m launch.sweep --workdir=runs/tuning --report_seeds=0:30
+
+The folder is a run folder with `sweep.json` beside the labels: the units of work, named by a hash of their settings.
+`--submit=slurm` starts the workers as jobs of a cluster, `--unit=NAME` runs one unit here.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from launch import slurm, train
+from launch.cli import run_cli
+from launch.errors import InputError
+from launch.experiment import Experiment, resolve, warnings
+from launch.grid import read_grid
+from launch.manifest import check_manifest, read_experiments, write_manifest
+from launch.plot import plot
+from launch.processes import enable_compilation_cache
+from launch.run_folder import METRICS, Run, read_run
+from launch.selection import Winner, render, report_experiment, winners
+from launch.sensitivity import sensitivity
+from launch.status import status
+from launch.stopping import listening
+from launch.syntax import parse_seeds, with_settings
+from launch.table import table
+from launch.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
+
+ASKED = (
+    "task", "methods", "seeds", "steps", "tasks", "preset", "set", "sweep", "network", "change_every", "bin",
+    "lanes_per_batch", "chunk", "branch_from", "history",
+)  # fmt: skip
+"""Flags that say what is run; a grid file says it in their place."""
+NOT_HERE = (
+    "resume", "devices", "parallel", "block", "hosts", "host", "coordinator", "log", "list", "explain", "job_script",
+)  # fmt: skip
+"""Flags of `launch.train` that a sweep has no use for."""
+ENDS = ("status", "best", "dry_run", "unit", "submit")
+"""Flags of which each says how the command ends."""
+WHERE = ("here", "slurm", "local")
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's flags, those of `launch.train` among them."""
+    train.define_flags(values)
+    flags.DEFINE_string("grid", None, "TOML or JSON file of the settings to try, in place of flags", flag_values=values)
+    flags.DEFINE_string("unit", None, "run this unit of work alone, by its name in sweep.json", flag_values=values)
+    flags.DEFINE_bool("status", False, "say how far the sweep is, and end", flag_values=values)
+    flags.DEFINE_bool("best", False, "say which settings won, draw their sensitivity, and end", flag_values=values)
+    flags.DEFINE_float("window", 1.0, "share of the run, at its end, that settings are judged by", flag_values=values)
+    flags.DEFINE_string("report_seeds", None, "A:B: run the winners alone on these seeds", flag_values=values)
+    flags.DEFINE_string("report_dir", None, "where; by default the folder report in --workdir", flag_values=values)
+    flags.DEFINE_enum(
+        "submit", "here", WHERE, "slurm: workers are jobs of a cluster; local: jobs of this machine", flag_values=values
+    )
+    flags.DEFINE_list(
+        "slurm", [], "NAME=VALUE settings of the jobs, as timeout_min=600,slurm_partition=gpu", flag_values=values
+    )
+
+
+def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
+    """The command; returns its exit status."""
+    if arguments:
+        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+    _check_flags(values)
+    keeping = train.run_settings(values)["keeping"]
+    train.prepare_devices(values)
+    sweep = Sweep(Path(values.workdir), experiments(values), keeping)
+    for plan in (resolve(one) for one in sweep.experiments) if values.metric else ():
+        train.check_metrics(plan, values.metric)
+    if values.report_seeds:
+        sweep = report_of(sweep, values)
+    if values.status or values.dry_run:
+        print(status(sweep))
+        return 0
+    if not values.best:
+        _work(sweep, values)
+        if values.unit or values.submit != "here":
+            return 0
+    if _is_tuning(sweep):
+        _show_best(sweep, values)
+    else:
+        _show_report(sweep, values)
+    return 0
+
+
+def experiments(values: flags.FlagValues) -> tuple[Experiment, ...]:
+    """What is swept: a grid file's experiments, those of the flags, or those of the sweep that is in the folder.
+
+    Raises:
+        InputError: several of these at once, or none.
+    """
+    asked = [f"--{name}" for name in ASKED if values[name].present]
+    if values.grid and asked:
+        raise InputError(f"--grid and {asked[0]}: give one of them; a grid file says what is run, all of it")
+    if not values.grid and not asked:
+        there = read_experiments(Path(values.workdir))
+        return tuple(dataclasses.replace(one, task=with_settings(one.task, data_dir=values.data_dir)) for one in there)
+    found = read_grid(values.grid, data_dir=values.data_dir) if values.grid else [train.from_flags(values)]
+    return tuple(dataclasses.replace(one, tuning=True) for one in found)
+
+
+def report_of(sweep: Sweep, values: flags.FlagValues) -> Sweep:
+    """The winners of a sweep on other seeds, in a folder of their own.
+
+    Raises:
+        InputError: the sweep is not over, or the seeds are some that it was tuned on.
+    """
+    if not _is_tuning(sweep):
+        raise InputError(f"--report_seeds: {sweep.root} was not made for tuning; name the folder of the sweep")
+    seeds = parse_seeds(values.report_seeds)
+    unfinished = [label.name for label in labels_of(sweep) if not label.over]
+    if unfinished:
+        raise InputError(f"--report_seeds: {sweep.root} is not over ({', '.join(unfinished)}); --status says how far")
+    found = _winners(sweep, values)
+    reports = (report_experiment(one, found, seeds) for one in sweep.experiments)
+    root = Path(values.report_dir or sweep.root / "report")
+    return Sweep(root, tuple(dataclasses.replace(one, tuning=False) for one in reports), sweep.keeping)
+
+
+def _is_tuning(sweep: Sweep) -> bool:
+    return any(one.tuning for one in sweep.experiments)
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+    """What can be said of the flags alone."""
+    for name in NOT_HERE:
+        if values[name].present:
+            raise InputError(f"--{name}: belongs to launch.train; a sweep is without it")
+    if not values.workdir:
+        raise InputError("--workdir: missing; the sweep's folder, as runs/tuning")
+    ends = [f"--{name}" for name in ENDS if values[name].value not in (None, False, "here")]
+    ends += ["--report_seeds"] * bool(values.report_seeds and values.best)
+    if len(ends) > 1:
+        raise InputError(f"{ends[0]} and {ends[1]}: give one of them")
+    if values.slurm and values.submit == "here":
+        raise InputError("--slurm: settings of jobs, which --submit=slurm sends")
+    if values.report_dir and not values.report_seeds:
+        raise InputError("--report_dir: needs --report_seeds")
+    if values.workers is not None and values.workers < 1:
+        raise InputError(f"--workers: {values.workers} is not a positive number")
+    if not 0 < values.window <= 1:
+        raise InputError(f"--window: {values.window:g} is not in (0, 1]")
+    if len(values.metric) > 1:
+        raise InputError(f"--metric: {','.join(values.metric)} are {len(values.metric)}; settings are judged by one")
+
+
+def _work(sweep: Sweep, values: flags.FlagValues) -> None:
+    """Run what is left of a sweep, or send jobs that do."""
+    check_manifest(sweep)
+    check_unit(sweep, values.unit)
+    sender = None if values.submit == "here" else slurm.executor(sweep.root, values.submit, values.slurm)
+    for line in (line for one in sweep.experiments for line in warnings(resolve(one))):
+        print("warning:", line, file=sys.stderr)
+    prepare(sweep)
+    write_manifest(sweep)
+    if sender is not None:
+        print(slurm.submit(sender, sweep, values.workers or 1))
+        return
+    left = ((label, unit) for label in labels_of(sweep) for unit in label.left if values.unit in (None, unit.name))
+    total = sum(len(unit.lanes) * (label.plan.steps - label.plan.start) for label, unit in left)
+    with train.progress_bar(total) as report, listening() as stop:
+        if values.unit:
+            number = work_through(sweep, values.unit, stop, report)
+            print(f"{values.unit}: {'over now' if number else 'was over'}; units left: {units_left(sweep)}")
+        else:
+            workers = values.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
+            run_workers(sweep, workers, stop, report)
+
+
+def _runs(sweep: Sweep) -> list[Run]:
+    """The labels that have results, in the order asked for; the others are told."""
+    found = []
+    for label in labels_of(sweep):
+        if not label.over:
+            print(f"warning: {label.name}: not over, {len(label.left)} units are left", file=sys.stderr)
+        if (label.folder / METRICS).is_file():
+            found.append(read_run(label.folder))
+    if not found:
+        raise InputError(f"--workdir: no method of {sweep.root} is over yet; --status says how far they are")
+    return found
+
+
+def _winners(sweep: Sweep, values: flags.FlagValues) -> list[Winner]:
+    return winners(_runs(sweep), values.metric[0] if values.metric else None, values.window)
+
+
+def _show_best(sweep: Sweep, values: flags.FlagValues) -> None:
+    found = _winners(sweep, values)
+    print(render(found))
+    if any(len(tried) > 1 for one in found for tried in one.values.values()):
+        metric = values.metric[0] if values.metric else None
+        print(f"figure: {sensitivity(sweep.root, metric=metric, window=values.window)}")
+
+
+def _show_report(sweep: Sweep, values: flags.FlagValues) -> None:
+    print(table(_runs(sweep), values.metric))
+    print(f"figure: {plot([sweep.root], metrics=values.metric or None)}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("NPROC", "1")
+    enable_compilation_cache()
+    define_flags()
+    run_cli(main)

@@ -1,0 +1,143 @@
+"""Several hosts: two processes that share batches come out as one does, also when they are stopped and go on; and what
+is said where the flags do not fit together."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from launch import hosts
+from launch.errors import InputError
+from launch.train import define_flags, prepare_devices
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--methods=continual_backprop(replacement_rate=0.02,maturity_threshold=10)",
+    "--network=mlp(widths=(12,))",
+    "--seeds=1",
+    "--bin=50",
+    "--parallel=batch",
+    "--checkpoint_every=50",
+]
+
+
+def flags_of(folder, workdir, steps):
+    task = f"permuted_mnist(dataset=tiny,data_dir='{folder}',batch=8,change_every=200,probe_size=20,evaluation_size=10)"
+    return [f"--task={task}", f"--workdir={workdir}", f"--steps={steps}", *FLAGS]
+
+
+def started(folder, *arguments):
+    environment = os.environ | {
+        "NPROC": "8",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",
+    }
+    command = [sys.executable, "-m", "launch.train", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def two(folder, workdir, steps):
+    """Two processes that look at one folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = [f"--coordinator=127.0.0.1:{port}", "--hosts=2"]
+    return [started(folder, *flags_of(folder, workdir, steps), *where, f"--host={i}") for i in range(2)]
+
+
+def ended(processes, status=0):
+    """All have ended, with that exit status; where one hangs, all are ended and say where they were."""
+    deadline, hung = time.monotonic() + 150, False
+    for process in processes:
+        if process.returncode is not None:
+            continue
+        try:
+            out, error = process.communicate(timeout=max(deadline - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            out, error = process.communicate()
+            hung = True
+        assert hung or process.returncode == status, (out[-1000:], error[-3000:])
+    assert not hung, error[-5000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 256, (64, 5, 5), np.uint8), rng.integers(0, 256, (20, 5, 5), np.uint8)
+    arrays = {"train_images": train, "train_labels": np.arange(64) % 10}
+    np.savez(folder / "tiny.npz", **arrays, test_images=test, test_labels=np.arange(20) % 10)
+    ended([started(folder, *flags_of(folder, folder / "one", 200))])
+    return folder
+
+
+def metrics(workdir):
+    with np.load(workdir / "continual_backprop" / "metrics.npz") as file:
+        return dict(file)
+
+
+def test_two_processes_come_out_as_one(folder):
+    ended(two(folder, folder / "two", 200))
+    one, both = metrics(folder / "one"), metrics(folder / "two")
+    assert one.keys() == both.keys() and len(one["loss"]) == 1
+    for name, values in one.items():
+        np.testing.assert_allclose(both[name], values, 1e-4, 1e-6, err_msg=name)
+
+
+def test_one_process_told_to_stop_stops_both_and_they_go_on(folder):
+    workdir = folder / "stopped"
+    processes = two(folder, workdir, 5000)
+    deadline = time.monotonic() + 200
+    while not list(workdir.glob("*/checkpoints/*/[1-9]*")):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    ended(processes, 143)
+    assert 0 < max(int(path.name) for path in workdir.glob("*/checkpoints/*/[1-9]*")) < 5000
+    ended(two(folder, workdir, 5000))
+    loss = metrics(workdir)["loss"][0]
+    assert len(loss) == 100 and np.isfinite(loss).all()
+    np.testing.assert_allclose(loss[:4], metrics(folder / "one")["loss"][0], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--host=1"], r"--host=1: needs --hosts=N"),
+        (["--coordinator=a:1"], r"--coordinator=a:1: needs --hosts=N"),
+        (["--hosts=two"], r"--hosts: 'two' is neither a number of processes from 1 on nor auto"),
+        (["--hosts=2"], r"--hosts=2: needs --host=I and --coordinator=HOST:PORT; --host is missing"),
+        (["--hosts=2", "--host=0"], r"--coordinator is missing"),
+        (["--hosts=2", "--host=2", "--coordinator=a:1"], r"--host: 2 is not a number from 0 to 1"),
+        (["--hosts=2", "--host=0", "--coordinator=a"], r"--coordinator: 'a' is not of the form HOST:PORT"),
+        (["--hosts=auto", "--host=0"], r"--host=0: --hosts=auto finds that out by itself"),
+        (["--hosts=auto"], r"--hosts=auto: no Slurm step, TPU pod or other cluster found"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(given, said, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TPU", "OMPI"))]:
+        monkeypatch.delenv(name)
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["train", *given])
+    with pytest.raises(InputError, match=re.escape(said).replace(r"\ ", " ")) as error:
+        prepare_devices(values)
+    assert "\n" not in str(error.value)
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert hosts.is_first()
+    assert hosts.highest(3) == 3
+    hosts.check_equal("checkpoints", [1])

@@ -1,0 +1,89 @@
+"""Every registered train step is a program for GPUs and TPUs: exported for both on this machine, without running it."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.devices import AXIS, spread
+from launch.experiment import Experiment, resolve
+from launch.lanes import abstract_carry, job_program
+from launch.loop import chunk_of_steps
+from launch.methods import METHODS
+from launch.registry import TASKS
+
+LANES, STEPS = 2, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    """Few small images for the tasks that need some."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 256, (40, 4, 4), np.uint8), rng.integers(0, 256, (20, 4, 4), np.uint8)
+    arrays = {"train_images": train, "train_labels": np.arange(40) % 10}
+    np.savez(folder / "tiny.npz", **arrays, test_images=test, test_labels=np.arange(20) % 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
+
+
+def task_text(name, folder):
+    """The task, where it needs images with small ones of our own."""
+    if "dataset" not in TASKS[name].make.__dataclass_fields__:
+        return name
+    return f"{name}(dataset=tiny,data_dir='{folder}',batch=4,probe_size=8,evaluation_size=10)"
+
+
+def exported(task, method, parallel="lanes"):
+    plan = resolve(Experiment(task, method, (0,), network="" if METHODS[method].network else "mlp(widths=(6,))"))
+    job = plan.jobs[0]
+    carry, hyper, data = abstract_carry(plan, job)
+    program = job_program(plan, job, AXIS if parallel == "batch" else None)
+    many = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype))
+    chunk = spread(functools.partial(chunk_of_steps, program, STEPS), 1, parallel)
+    arguments = many(carry), many(hyper), jax.ShapeDtypeStruct((), jnp.int32), data
+    return jax.export.export(jax.jit(chunk), platforms=["cuda", "tpu"])(*arguments)
+
+
+def check(program):
+    text = program.mlir_module()
+    assert set(program.platforms) == {"cuda", "tpu"}
+    assert not re.search(r"\bf64\b|xf64>", text), "float64"
+    assert not re.search(r"callback|xla_python|py_client", text), "a call back to Python"
+    # With several platforms the first argument of every function is the platform's number, which is no shape.
+    assert not re.search(r"tensor<(\d+x)*\?", text), "a dynamic shape"
+    assert len(program.mlir_module_serialized) > 1000
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_chunk_is_a_program_for_gpus_and_tpus(task, method, images):
+    check(exported(task_text(task, images), method))
+
+
+def test_so_is_a_chunk_of_one_device_of_several_that_share_batches(images):
+    program = exported(task_text("permuted_mnist", images), "continual_backprop", "batch")
+    check(program)
+    assert "all_reduce" in program.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("what", "function"),
+    [
+        ("float64", lambda x: x.astype(jnp.float64)),
+        ("call back", lambda x: jax.pure_callback(np.sin, x, x)),
+    ],
+)
+def test_the_check_notices(what, function):
+    with jax.enable_x64(True):
+        try:
+            program = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(jnp.ones(3, jnp.float32))
+        except Exception as error:  # noqa: BLE001  that it cannot be exported at all is noticing it
+            assert what == "call back", error
+            return
+    with pytest.raises(AssertionError, match=what):
+        check(program)

@@ -1,0 +1,157 @@
+"""A task and a network that compile in no time, runs that stop where a test says, and what "bit for bit" compares."""
+
+import dataclasses
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import launch
+from launch import checkpoint
+from launch.run_folder import CHECKPOINTS, METRICS
+from launch.stopping import Stop, Stopped
+from launch.syntax import Every
+from launch.work import Keeping
+from tasks.base import Batch, Schedule, Spec, Task
+
+TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
+
+
+class State(NamedTuple):
+    """Key of the stream, and the weights of the line that is to be learned, `[2, 1]`."""
+
+    key: jax.Array
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift(Task):
+    """Learn a line that walks at random: where it is depends on every step so far."""
+
+    change_every: int = 20
+    spec = Spec((2,), 1, "squared_error", 1, {"squared_error": 3.0})
+
+    @property
+    def schedule(self):
+        return Schedule(self.change_every, None, None, None)
+
+    def init(self, key, data):
+        return State(key, jnp.ones((2, 1)))
+
+    def next(self, state, clock, data):
+        key = jax.random.fold_in(state.key, clock)
+        x, walk = jax.random.normal(key, (1, 2)), jax.random.normal(jax.random.fold_in(key, 1), (2, 1))
+        weights = 0.9 * state.weights + 0.1 * walk
+        return State(state.key, weights), Batch(x, x @ weights, clock % self.change_every == 0, jnp.zeros([], bool))
+
+
+class Line(nn.Module):
+    """One layer without hidden units."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.outputs)(x)
+
+
+def experiment(**fields):
+    """Three seeds of 60 steps in chunks of 5."""
+    settings = {"methods": "backprop", "seeds": (0, 1, 2), "steps": 60, "bin": 20, "chunk": 5} | fields
+    return launch.Experiment(TASK, network=NETWORK, **settings)
+
+
+def keeping(every=10, **fields):
+    """A checkpoint every few steps."""
+    return Keeping(Every(steps=every), **fields)
+
+
+def run(asked, workdir, workers=1, **options):
+    """`launch.run` in this process, with frequent checkpoints."""
+    return launch.run(asked, workdir, workers, **({"keeping": keeping()} | options))
+
+
+def stopped(asked, workdir, reports, workers=1, **options):
+    """The same, asked to stop at the report of that number; True where it did."""
+    stop, seen = Stop(), [0]
+
+    def report(label, lane_steps):
+        seen[0] += 1
+        if seen[0] == reports:
+            stop.request(signal.SIGTERM)
+
+    try:
+        run(asked, workdir, workers, report=report, stop=stop, **options)
+    except Stopped as reason:
+        assert reason.status == 143
+        return True
+    return False
+
+
+def checkpoints(workdir):
+    """All complete checkpoints below a folder, by their path in it."""
+    found = sorted(Path(workdir).glob(f"**/{CHECKPOINTS}/*/*/{checkpoint.MANIFEST}"))
+    return {path.parent.relative_to(workdir).as_posix(): path.parent for path in found}
+
+
+def raw(values):
+    """Dtype, shape and bytes: all of an array, also of NaN and -0."""
+    values = np.asarray(values)
+    return str(values.dtype), values.shape, values.tobytes()
+
+
+def contents(path):
+    """Every leaf and array of a checkpoint, with what it says of itself but the time."""
+    assert checkpoint.verify(path) == ""
+    about = json.loads((path / checkpoint.ABOUT).read_text())
+    names = [name for name, kind in about["structure"].items() if "[0" not in kind]
+    leaves = {f"state/{name}": raw(values) for name, values in checkpoint._read_state(path / "state", names).items()}
+    with np.load(path / checkpoint.ARRAYS) as arrays:
+        said = {name: about[name] for name in ("step", "structure", "keys", "lanes", "chunk", "lanes_per_batch")}
+        return leaves | {name: raw(arrays[name]) for name in arrays.files} | {"about": said}
+
+
+def ends(workdir):
+    """The last checkpoint of every unit, and every array of every `metrics.npz`, below a folder."""
+    last = {}
+    for name, path in checkpoints(workdir).items():
+        unit, _, step = name.rpartition("/")
+        last[unit] = max(last.get(unit, (-1, path)), (int(step), path))
+    found = {f"{unit}/{step}": contents(path) for unit, (step, path) in last.items()}
+    for pattern in (METRICS, "lives.npz"):
+        for path in sorted(Path(workdir).glob(f"**/{pattern}")):
+            with np.load(path) as arrays:
+                found[path.relative_to(workdir).as_posix()] = {name: raw(arrays[name]) for name in arrays.files}
+    return found
+
+
+def assert_same_ends(workdir, whole):
+    """The two folders hold the same last checkpoints and the same metrics, bit for bit; how many numbers that is."""
+    here, there = ends(workdir), ends(whole)
+    assert set(here) == set(there) and there
+    for name in there:
+        assert set(here[name]) == set(there[name]), name
+        differ = [part for part in there[name] if here[name][part] != there[name][part]]
+        assert not differ, f"{name}: {', '.join(differ)}"
+    return sum(len(parts) for parts in there.values())
+
+
+def snapshot(folder):
+    """Every file and folder below a folder, with when it was changed and what it holds."""
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in [Path(folder), *Path(folder).rglob("*")]
+    }
+
+
+def damage(path):
+    """Turn one bit of a checkpoint's arrays."""
+    data = bytearray((path / checkpoint.ARRAYS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / checkpoint.ARRAYS).write_bytes(data)
