@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.checkpoint import Checkpoints, verify
 from launch.errors import InputError
-from launch.run_folder import read_meta, run_names, unit_folders
+from launch.run_folder import read_meta, run_names, seeds_text, unit_folders
 
 FLAG = "--branch_from"
 
@@ -83,9 +84,19 @@ def _check_step(folder: Path, meta: Mapping[str, Any], step: int) -> None:
 
 
 def _steps(unit: Path) -> set[int]:
-    from launch.checkpoint import Checkpoints
-
     return set(Checkpoints(unit).steps())
+
+
+def check_readable(source: Source) -> None:
+    """Refuse a source of which a checkpoint is damaged.
+
+    Raises:
+        InputError: one is not as it was written.
+    """
+    for unit in unit_folders(source.folder, source.meta):
+        problem = verify(unit / str(source.step))
+        if problem:
+            raise InputError(f"{FLAG}: {unit / str(source.step)}: damaged: {problem}")
 
 
 def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int], steps: int) -> None:
@@ -105,16 +116,10 @@ def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int]
         raise InputError(f"{FLAG}: {source.folder} is of another kind ({'; '.join(differ)})")
     missing = sorted(set(seeds) - set(source.seeds))
     if missing:
-        raise InputError(f"{FLAG}: {source.folder} has no seed {missing[0]}; it has {_ranges(source.seeds)}")
+        raise InputError(f"{FLAG}: {source.folder} has no seed {missing[0]}; it has {seeds_text(source.seeds)}")
     if steps <= source.step:
         raise InputError(f"--steps: {steps} is not beyond step {source.step}, from which the runs go on")
 
 
 def _text(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
-
-
-def _ranges(seeds: Iterable[int]) -> str:
-    ordered = sorted(seeds)
-    whole = ordered == list(range(ordered[0], ordered[-1] + 1))
-    return f"{ordered[0]}:{ordered[-1] + 1}" if whole else ", ".join(map(str, ordered))

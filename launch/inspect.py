@@ -1,31 +1,27 @@
 """Say what a run folder holds: settings, progress, lanes, checkpoints; and write one lane's network to a file.
 
-    python -m launch.inspect DIR [--parameters=LANE] [--out=FILE]
+    python -m launch.inspect DIR [--digest] [--parameters=LANE] [--out=FILE]
 
 DIR is a folder of runs or one of them, finished or on its way. LANE is a seed, or `#I` for lane number I from 0 on in
 the order of `run.json`, where several lanes have that seed. The file holds the Flax variables of the lane's newest good
 checkpoint: `network.apply(flax.serialization.msgpack_restore(Path(FILE).read_bytes()), x)`.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from launch.checkpoint import ARRAYS, TEMPORARY, Checkpoints, Saved, describe, verify
+from launch.checkpoint import ARRAYS, TEMPORARY, describe, verify
 from launch.cli import run_cli
-from launch.durable import storing
 from launch.errors import InputError
 from launch.locks import LOCK, holder
-from launch.run_folder import RUN, number_texts, read_meta, run_names, unit_folders
+from launch.run_folder import label_folders, number_texts, read_meta, seeds_text, unit_folders
+from launch.states import digests, numbers_text, numbers_that_differ, write_parameters
 
-PARAMS, VARIABLES = "learner/params/", "learner/variables/"
 SHOWN_VALUES = 6
 
 
@@ -71,131 +67,6 @@ def inspect(directory: Path | str) -> str:
                 raise
             parts.append(f"{folder.name}: {error}")
     return "\n\n".join(parts)
-
-
-def label_folders(directory: Path) -> list[Path]:
-    """The folders of the runs in a folder, which may be a run itself.
-
-    Raises:
-        InputError: there is no such folder, or no run in it.
-    """
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such run folder")
-    if (directory / RUN).is_file():
-        return [directory]
-    folders = [directory / name for name in run_names(directory)]
-    if not folders:
-        raise InputError(f"{directory}: no run in it (no */{RUN})")
-    return folders
-
-
-def write_parameters(directory: Path | str, lane: str, out: Path | str | None = None) -> Path:
-    """Write the Flax variables of one lane, from its newest good checkpoint, to a file that is not there yet.
-
-    Args:
-        directory: a run's folder, or a folder with a single run.
-        lane: a seed, or `#I` for lane number `I`.
-        out: the file; by default `LABEL-seedS-stepN.msgpack` in the current folder.
-
-    Raises:
-        InputError: no such run or lane, no good checkpoint of it, or the file is there already.
-        StorageError: the file cannot be written.
-    """
-    import flax.serialization
-
-    folders = label_folders(Path(directory))
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
-        raise InputError(f"--parameters: {directory} holds several runs; give one of them as DIR/LABEL: {names}")
-    (folder,) = folders
-    meta = read_meta(folder)
-    number = lane_number(meta, lane)
-    if not meta.get("units"):
-        raise InputError(f"--parameters: {folder} has no checkpoints; it is of a version that wrote none")
-    unit, within = _unit_of(folder, meta, number)
-    saved = _newest(unit)
-    seed = meta["lanes"][number]["seed"]
-    path = Path(out) if out is not None else Path(f"{meta['label']}-seed{seed}-step{saved.step}.msgpack")
-    data = flax.serialization.msgpack_serialize(_variables(saved, within))
-    if path.exists():
-        raise InputError(f"--out: {path} is there already; nothing is overwritten")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--out: no folder {path.parent}")
-    with storing(path), open(path, "xb") as file:
-        file.write(data)
-    return path
-
-
-def lane_number(meta: Mapping[str, Any], text: str) -> int:
-    """The number of the lane that `SEED` or `#I` names.
-
-    Raises:
-        InputError: it names none, or several.
-    """
-    lanes, text = meta["lanes"], text.strip()
-    if text.startswith("#"):
-        if not text[1:].isdecimal() or int(text[1:]) >= len(lanes):
-            raise InputError(f"--parameters: '{text}' is not a lane; {meta['label']} has #0 to #{len(lanes) - 1}")
-        return int(text[1:])
-    if not text.isdecimal():
-        raise InputError(f"--parameters: '{text}' is neither a seed nor #I, the number of a lane from 0 on")
-    found = [i for i, lane in enumerate(lanes) if lane["seed"] == int(text)]
-    if not found:
-        seeds = _ranges(lane["seed"] for lane in lanes)
-        raise InputError(f"--parameters: {meta['label']} has no seed {text}; it has {seeds}")
-    if len(found) > 1:
-        differ = _differing(lanes)
-        named = [f"#{i} ({_numbers(lanes[i]['hyper'], differ)})" for i in found[:SHOWN_VALUES]]
-        more = f" and {len(found) - SHOWN_VALUES} more" if len(found) > SHOWN_VALUES else ""
-        raise InputError(f"--parameters: {len(found)} lanes have seed {text}; write {', '.join(named)}{more}")
-    return found[0]
-
-
-def _unit_of(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, int]:
-    """The folder of the unit that a lane is in, and the lane's number there."""
-    for unit, entry in zip(unit_folders(folder, meta), meta["units"], strict=True):
-        if number < entry["lanes"]:
-            return unit, number
-        number -= entry["lanes"]
-    raise InputError(f"{folder / RUN}: its units hold fewer lanes than it lists")
-
-
-def _newest(unit: Path) -> Saved:
-    """The newest good checkpoint of a unit, its leaves by name; no program has to be built for that."""
-    store = Checkpoints(unit)
-    for step in reversed(store.steps()):
-        with contextlib.suppress(InputError):
-            saved = store.latest_good(_abstract(describe(unit / str(step))["about"]), at=step)
-            if saved is not None:
-                return saved
-    raise InputError(f"--parameters: {unit} holds no good checkpoint")
-
-
-def _abstract(about: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and kinds of the leaves of a checkpoint, by name."""
-    found = {}
-    for name, kind in about["structure"].items():
-        word, _, rest = kind.rpartition("[")
-        shape = tuple(int(n) for n in rest.removesuffix("]").split(",") if n)
-        key = about["keys"].get(name)
-        found[name] = jax.ShapeDtypeStruct(shape, jax.random.key(0, impl=key).dtype if key else jnp.dtype(word))
-    return found
-
-
-def _variables(saved: Saved, lane: int) -> dict[str, Any]:
-    """`{"params": ..., and other collections}` of one lane."""
-    variables: dict[str, Any] = {}
-    for name, leaf in saved.tree.items():
-        for prefix, first in ((PARAMS, ("params",)), (VARIABLES, ())):
-            if name.startswith(prefix):
-                *path, last = (*first, *name.removeprefix(prefix).split("/"))
-                inner = variables
-                for key in path:
-                    inner = inner.setdefault(key, {})
-                inner[last] = np.asarray(leaf[lane])
-    if "params" not in variables:
-        raise InputError(f"--parameters: {saved.path} holds no parameters of a network")
-    return variables
 
 
 def _run_lines(folder: Path) -> Iterator[str]:
@@ -244,9 +115,9 @@ def _state(meta: Mapping[str, Any], units: Sequence[UnitFound]) -> str:
 
 def _lanes(meta: Mapping[str, Any], units: Sequence[UnitFound]) -> str:
     lanes = meta["lanes"]
-    numbers, differ = lanes[0]["hyper"], _differing(lanes)
-    same = _numbers(numbers, [name for name in numbers if name not in differ])
-    parts = [f"{len(lanes)}, seeds {_ranges({lane['seed'] for lane in lanes})}", *([same] if same else [])]
+    numbers, differ = lanes[0]["hyper"], numbers_that_differ(lanes)
+    same = numbers_text(numbers, [name for name in numbers if name not in differ])
+    parts = [f"{len(lanes)}, seeds {seeds_text({lane['seed'] for lane in lanes})}", *([same] if same else [])]
     for name in differ:
         values = sorted({lane["hyper"].get(name) for lane in lanes}, key=lambda v: (v is None, v))
         more = f" and {len(values) - SHOWN_VALUES} more" if len(values) > SHOWN_VALUES else ""
@@ -291,7 +162,7 @@ def _step(unit: UnitFound, meta: Mapping[str, Any]) -> int:
 
 
 def _unit_lines(unit: UnitFound, meta: Mapping[str, Any]) -> Iterator[str]:
-    seeds = _ranges({lane["seed"] for lane in unit.lanes})
+    seeds = seeds_text({lane["seed"] for lane in unit.lanes})
     run_by = f", run by {unit.holder}" if unit.holder else ""
     lanes = f"{len(unit.lanes)} lane{'s' * (len(unit.lanes) > 1)}"
     yield f"  unit {unit.folder.name}: {lanes}, seeds {seeds}; {_step(unit, meta)} steps{run_by}"
@@ -314,28 +185,6 @@ def _other_versions(one: Found, meta: Mapping[str, Any]) -> str:
     return f", written by {', '.join(differ)}" if differ else ""
 
 
-def _differing(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The numbers that are not the same in all lanes."""
-    names = dict.fromkeys(name for lane in lanes for name in lane["hyper"])
-    return [name for name in names if len({lane["hyper"].get(name) for lane in lanes}) > 1]
-
-
-def _numbers(hyper: Mapping[str, float], names: Sequence[str]) -> str:
-    return " ".join(f"{name}={hyper[name]:g}" for name in names if name in hyper)
-
-
-def _ranges(numbers: Any) -> str:
-    """`0:3, 7` for 0, 1, 2 and 7."""
-    ordered, parts = sorted(set(numbers)), []
-    first = 0
-    for i in range(1, len(ordered) + 1):
-        if i == len(ordered) or ordered[i] != ordered[i - 1] + 1:
-            start, stop = ordered[first], ordered[i - 1] + 1
-            parts.append(f"{start}:{stop}" if stop - start > 1 else f"{start}")
-            first = i
-    return ", ".join(parts)
-
-
 def _size(number: float) -> str:
     for unit in ("B", "kB", "MB"):
         if number < 1000:
@@ -353,6 +202,7 @@ def _time(seconds: float) -> str:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The command's flags; defined when it runs, so that importing this module brings none."""
+    flags.DEFINE_bool("digest", False, "print SHA-256 of the newest states, to compare runs by", flag_values=values)
     flags.DEFINE_string(
         "parameters", None, "write the network of this lane, a seed or #I, to a file", flag_values=values
     )
@@ -370,7 +220,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
         return
     if values.out is not None:
         raise InputError("--out: needs --parameters=LANE")
-    print(inspect(arguments[0]))
+    print("\n".join(digests(arguments[0])) if values.digest else inspect(arguments[0]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from launch.durable import replacing
 from launch.errors import InputError
 from launch.experiment import Experiment, experiment_of
 from launch.lanes import state_bytes
-from launch.selection import seeds_text
+from launch.run_folder import seeds_text
 from launch.syntax import parse_methods, without
 from launch.workers import Sweep, labels_of
 

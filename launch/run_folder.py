@@ -8,7 +8,7 @@ bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no meas
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,33 @@ def run_names(directory: Path) -> list[str]:
     return [] if (directory / RUN).is_file() else sorted(path.parent.name for path in directory.glob(f"*/{RUN}"))
 
 
+def label_folders(directory: Path) -> list[Path]:
+    """The folders of the runs in a folder, finished or not; the folder itself where it is a run.
+
+    Raises:
+        InputError: there is no such folder, or no run in it.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such run folder")
+    if (directory / RUN).is_file():
+        return [directory]
+    folders = [directory / name for name in run_names(directory)]
+    if not folders:
+        raise InputError(f"{directory}: no run in it (no */{RUN}); it holds {_contents(directory)}")
+    return folders
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds as flags write ranges: `0:3,7` for 0, 1, 2 and 7."""
+    ordered, parts, first = sorted(set(seeds)), [], 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] != ordered[i - 1] + 1:
+            start, stop = ordered[first], ordered[i - 1] + 1
+            parts.append(f"{start}:{stop}" if stop - start > 1 else f"{start}")
+            first = i
+    return ",".join(parts)
+
+
 def read_run(folder: Path | str) -> Run:
     """Read one label's folder; InputError where it is missing, damaged, of another schema, or not over."""
     folder, meta = Path(folder), read_meta(folder)
@@ -212,15 +239,7 @@ def read_runs(directory: Path | str) -> dict[str, Run]:
     Runs on their way are left out where others are over. Raises InputError where the folder is missing, holds no run,
     or one of its runs is damaged.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such run folder")
-    if (directory / RUN).is_file():
-        run = read_run(directory)
-        return {run.label: run}
-    folders = [directory / name for name in run_names(directory)]
-    if not folders:
-        raise InputError(f"{directory}: no run in it (no */{RUN}); it holds {_contents(directory)}")
+    folders = label_folders(Path(directory))
     over = [folder for folder in folders if (folder / METRICS).is_file() or "units" not in read_meta(folder)]
     runs: dict[str, Run] = {}
     for folder in over or folders:

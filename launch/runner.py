@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from launch import hosts
+from launch.branch import check_readable
 from launch.devices import Parallel
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, resolve
@@ -131,6 +132,8 @@ def check(plan: Plan, works: Sequence[Work], root: Path | None, keeping: Keeping
                     f"--checkpoint_at: {step} is not a multiple of {chunk}, the steps between two looks, "
                     f"up to {plan.steps}"
                 )
+    if plan.source is not None and works:
+        check_readable(plan.source)
     load_data(plan)
     for path in [] if root is None else [root, *(root / work.job.label for work in works)]:
         _check_writable(path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from launch.curves import checked_metrics, metric_style
 from launch.errors import InputError, unknown
-from launch.run_folder import Run, number_texts
+from launch.run_folder import Run, number_texts, seeds_text
 from launch.statistics import Difference, interval, late_mean, paired_difference
 from launch.syntax import parse_methods
 
@@ -248,14 +248,6 @@ def warnings(found: Sequence[Winner]) -> list[str]:
         if not each.finished:
             lines.append(f"{each.label}: unfinished; the best may change")
     return lines
-
-
-def seeds_text(seeds: Iterable[int]) -> str:
-    """Seeds as flags write them: `100:120`, or `1,5` where they are no range."""
-    seeds = sorted(seeds)
-    if len(seeds) == seeds[-1] - seeds[0] + 1:
-        return f"{seeds[0]}:{seeds[-1] + 1}"
-    return ",".join(map(str, seeds))
 
 
 def tuned_on(found: Sequence[Winner]) -> str:

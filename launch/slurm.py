@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from launch.workers import Sweep, work_through
 
 LOGS = "jobs"
 """Folder below the sweep's for what jobs print."""
+LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 
 
 class Worker:
@@ -45,10 +47,7 @@ def executor(root: Path, cluster: Literal["slurm", "local"], settings: Sequence[
     Raises:
         InputError: submitit is not installed, Slurm is not there, or a setting is not known.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise InputError("--submit: submitit is not installed; pip install -e '.[slurm]'") from None
+    submitit = _submitit()
     try:
         sender = submitit.AutoExecutor(folder=root.absolute() / LOGS, cluster=cluster)
     except RuntimeError as error:
@@ -75,6 +74,19 @@ def submit(sender: Any, sweep: Sweep, workers: int) -> str:
         raise InputError(f"--submit: {' '.join(str(error).split())}") from None
     names = ", ".join(job.job_id for job in jobs)
     return f"{workers} job{'s' * (workers != 1)}: {names}\nlogs: {sweep.root / LOGS}"
+
+
+def _submitit() -> Any:
+    """submitit, kept from closing the log handlers of this process, as it does when it is imported."""
+    former = os.environ.get(LOG_LEVEL)
+    os.environ[LOG_LEVEL] = "NOCONFIG"
+    try:
+        import submitit
+    except ImportError:
+        raise InputError("--submit: submitit is not installed; pip install -e '.[slurm]'") from None
+    finally:
+        os.environ.pop(LOG_LEVEL) if former is None else os.environ.update({LOG_LEVEL: former})
+    return submitit
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:

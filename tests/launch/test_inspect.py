@@ -1,5 +1,6 @@
 """What is said of a run folder, and the network of one lane as a file."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,9 +17,10 @@ import pytest
 
 from launch.durable import StorageError
 from launch.errors import InputError
-from launch.inspect import inspect, lane_number, write_parameters
+from launch.inspect import inspect
 from launch.locks import locked
 from launch.run_folder import CHECKPOINTS, DONE, METRICS, RUN
+from launch.states import digests, lane_number, write_parameters
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,17 @@ def test_a_finished_folder_is_told_by_label(finished):
     assert meta["commit"] in second and f"jax {meta['versions']['jax']}" in second
     ages = re.compile(r"[\d.]+ seconds old")
     assert ages.sub("", inspect(finished / "heavy")) == ages.sub("", second)
+
+
+def test_hashes_tell_equal_runs_from_others(finished, tmp_path):
+    """The same run in another folder, checkpointed at other steps, has the same lines; another seed has not."""
+    asked = tiny.experiment(methods="heavy=backprop(optimizer=momentum)", lanes_per_batch=4)
+    tiny.run(asked, tmp_path / "again", keeping=tiny.keeping(30))
+    tiny.run(dataclasses.replace(asked, seeds=(0, 1, 3)), tmp_path / "other")
+    same, again, other = (list(digests(d)) for d in (finished / "heavy", tmp_path / "again", tmp_path / "other"))
+    assert same == again
+    assert re.fullmatch(r"heavy unit \w{12} step 60: state \w{64} measured \w{64}", same[0])
+    assert same[0].split()[6::2] != other[0].split()[6::2]
 
 
 def test_a_stopped_run_is_told_with_how_far_each_unit_is(half):

@@ -80,7 +80,7 @@ def test_what_cannot_be_sent_is_one_line_and_nothing_is_prepared(tmp_path, monke
 
 def test_without_submitit_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(InputError, match="^--submit: submitit is not installed; pip install -e"):
+    with pytest.raises(InputError, match=r"^--submit: submitit is not installed; pip install -e"):
         sweep(grid(tmp_path), f"--workdir={tmp_path / 'runs'}", "--submit=local")
     assert not (tmp_path / "runs").exists()
     assert command.WHERE == ("here", "slurm", "local")
@@ -88,8 +88,7 @@ def test_without_submitit_it_is_said_how_to_get_it(tmp_path, monkeypatch):
 
 @needs_submitit
 def test_two_jobs_of_this_machine_share_a_sweep_and_end_as_one_process_does(tmp_path, monkeypatch):
-    import submitit
-
+    submitit = slurm._submitit()
     monkeypatch.setenv("NPROC", "1")
     alone, shared = made(tmp_path / "alone"), made(tmp_path / "shared")
     work_through(alone)
