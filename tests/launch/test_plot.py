@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch import figure
+from launch import compare, figure, table
 from launch import plot as command
 from launch.curves import caption, curves, label_colours, metric_style
 from launch.errors import InputError
@@ -263,3 +263,28 @@ def test_help_ends_well_and_importing_brings_no_jax():
     code = "import sys, launch.plot, launch.compare, launch.export, launch.sinks; "
     code += "print({'jax', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_runs_made_for_tuning_are_no_headline(folder, tmp_path, capsys):
+    write(tmp_path / "tuning", "l2", np.ones((6, 4)), hypers=({"step_size": 0.1}, {"step_size": 0.2}), tuning=True)
+    for directories in ([tmp_path / "tuning"], [folder, tmp_path / "tuning"]):
+        with pytest.raises(InputError, match=r"tuning/l2: runs on tuning seeds \(l2\)"):
+            plot(directories)
+    assert not list(tmp_path.rglob("*.png"))
+    assert plot([tmp_path / "tuning"], tuning=True).exists()
+    assert plot([tmp_path / "tuning"], against="step_size", out=tmp_path / "against.png").exists()
+    for module in (table, compare):
+        values = flags.FlagValues()
+        module.define_flags(values)
+        given = values(["command", str(folder), *[str(tmp_path / "tuning")] * (module is table)])[1:]
+        module.main(given, values)
+        assert ("tuning" in capsys.readouterr().err) == (module is table)
+
+
+def test_the_caption_says_what_was_tuned_on(folder, monkeypatch):
+    captions = []
+    monkeypatch.setattr(figure, "add_caption", lambda drawing, text: captions.append(text))
+    plot([folder])
+    write(folder, "l2", np.ones((3, 4)), tuned_on="seeds 100:120, 5 settings a method")
+    plot([folder])
+    assert "uned on" not in captions[0] and captions[1].endswith(" Tuned on seeds 100:120, 5 settings a method.")

@@ -4,7 +4,9 @@ cannot be is one line, and nothing is written."""
 import dataclasses
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from launch import sweep as command
 from launch import workers
 from launch.errors import InputError
 from launch.experiment import resolve
+from launch.grid import read_grid
 from launch.locks import locked
 from launch.manifest import SWEEP, read_experiments
 from launch.run_folder import read_run, read_runs
@@ -291,3 +294,25 @@ def test_a_unit_that_somebody_else_runs_is_refused_by_name(copy):
 def test_experiments_read_back_are_those_that_were_asked_for(whole):
     (read,) = read_experiments(whole)
     assert read.tuning and [len(job.lanes) for job in resolve(read).jobs] == [4, 4]
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+COMMANDS = re.findall(r"^python -m launch\.sweep ((?:.*\\\n)*.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_commands_of_the_page_have_flags_that_go_together(text):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    assert values(["sweep", *shlex.split(text.replace("\\\n", " "))])[1:] == []
+    command._check_flags(values)
+
+
+def test_the_grid_of_the_page_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "tuning.toml").write_text(text)
+    (experiment,) = read_grid(tmp_path / "tuning.toml")
+    assert [len(job.lanes) // 20 for job in resolve(experiment).jobs] == [5, 15, 15]
+    assert len(COMMANDS) == 9

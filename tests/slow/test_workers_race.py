@@ -46,7 +46,7 @@ def raced(sweep, folder):
     both = [CONTEXT.Process(target=worker, args=(sweep, barrier, folder)) for _ in range(2)]
     for process in both:
         process.start()
-    return both
+    return barrier, both  # a barrier that nobody holds is gone before the processes find it
 
 
 def test_two_workers_race_and_no_unit_is_run_twice(tmp_path, record_property, monkeypatch):
@@ -56,10 +56,11 @@ def test_two_workers_race_and_no_unit_is_run_twice(tmp_path, record_property, mo
     shared, numbers = 0, 0
     for number in range(ROUNDS):
         sweep, folder = made(tmp_path / str(number)), tmp_path / f"{number}.logs"
-        both = raced(sweep, folder)
+        barrier, both = raced(sweep, folder)
         for process in both:
             process.join(300)
             assert process.exitcode == 0
+        del barrier
         logs = [path.read_text().split() for path in folder.iterdir()]
         ran = [name for log in logs for name in log]
         assert sorted(ran) == sorted(unit.name for _, unit in units(sweep)), "each once"
@@ -80,12 +81,13 @@ def test_a_worker_that_is_killed_leaves_its_units_to_the_other(tmp_path, record_
     alone = 0
     for number in range(KILLS):
         sweep, folder = made(tmp_path / str(number)), tmp_path / f"{number}.logs"
-        one, other = raced(sweep, folder)
+        barrier, (one, other) = raced(sweep, folder)
         while one.exitcode is None and not any(holds(sweep, one.pid)):
             one.join(0.01)
-        os.kill(one.pid, signal.SIGKILL)
+        one.kill()
         one.join(60)
         other.join(300)
+        del barrier
         assert one.exitcode == -signal.SIGKILL and other.exitcode == 0
         alone += all(label.over for label in labels_of(sweep))
         work_through(sweep)
