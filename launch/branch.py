@@ -8,6 +8,7 @@ from typing import Any
 from launch.checkpoint import Checkpoints, verify
 from launch.errors import InputError
 from launch.run_folder import read_meta, run_names, seeds_text, unit_folders
+from launch.syntax import value_text
 
 FLAG = "--branch_from"
 
@@ -46,7 +47,7 @@ def find_source(text: str) -> Source:
     """The source that `DIR/LABEL@STEP` names.
 
     Raises:
-        InputError: it is not of that form, there is no such run, or the run has no checkpoint of that step.
+        InputError: it is not of that form, or there is no such run.
     """
     place, at, step = text.rpartition("@")
     if not at or not place or not step.isdecimal():
@@ -56,7 +57,6 @@ def find_source(text: str) -> Source:
     hypers = {tuple(sorted(lane["hyper"].items())) for lane in meta["lanes"]}
     if len(hypers) > 1:
         raise InputError(f"{FLAG}: {folder} holds {len(hypers)} settings a seed; branch from a run with one")
-    _check_step(folder, meta, int(step))
     return Source(folder, int(step), meta)
 
 
@@ -88,11 +88,12 @@ def _steps(unit: Path) -> set[int]:
 
 
 def check_readable(source: Source) -> None:
-    """Refuse a source of which a checkpoint is damaged.
+    """Refuse a source of which a checkpoint is missing or damaged.
 
     Raises:
-        InputError: one is not as it was written.
+        InputError: there is none of that step, or one is not as it was written.
     """
+    _check_step(source.folder, source.meta, source.step)
     for unit in unit_folders(source.folder, source.meta):
         problem = verify(unit / str(source.step))
         if problem:
@@ -108,9 +109,9 @@ def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int]
     there = source.meta["settings"]
     names = [name for name in {**settings, **there} if name in ("task", "network", "bin") or name.startswith("task.")]
     differ = [
-        f"{name} {_text(there.get(name))} there, {_text(settings.get(name))} asked"
+        f"{name} {value_text(there.get(name))} there, {value_text(settings.get(name))} asked"
         for name in names
-        if _text(there.get(name)) != _text(settings.get(name))
+        if value_text(there.get(name)) != value_text(settings.get(name))
     ]
     if differ:
         raise InputError(f"{FLAG}: {source.folder} is of another kind ({'; '.join(differ)})")
@@ -119,7 +120,3 @@ def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int]
         raise InputError(f"{FLAG}: {source.folder} has no seed {missing[0]}; it has {seeds_text(source.seeds)}")
     if steps <= source.step:
         raise InputError(f"--steps: {steps} is not beyond step {source.step}, from which the runs go on")
-
-
-def _text(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)

@@ -41,13 +41,21 @@ _attempts = itertools.count()
 
 
 class Saved(NamedTuple):
-    """A checkpoint that was read: the step, the pytree, the arrays, what the caller said of it, and where it lies."""
+    """A checkpoint that was read: the step, the pytree, the arrays, what the caller said of it, and where it lies.
+
+    The pytree's leaves are in host memory, typed keys as their data: see `launch.leaves.with_keys`.
+    """
 
     step: int
     tree: Any
     arrays: dict[str, np.ndarray]
     about: dict[str, Any]
     path: Path
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Name -> implementation of the leaves that are typed keys."""
+        return self.about["keys"]
 
 
 class _Contents(NamedTuple):
@@ -112,6 +120,12 @@ class Checkpoints:
         """The steps of the complete checkpoints, ascending; what they hold is not verified."""
         return [step for step in self._folders() if (self.folder / str(step) / MANIFEST).is_file()]
 
+    def arrays(self, step: int) -> dict[str, np.ndarray] | None:
+        """The arrays of one checkpoint, where there is one and all of it verifies; its pytree is not read."""
+        self.wait()
+        path = self.folder / str(step)
+        return None if verify(path) else _read_arrays(path)
+
     def latest_good(
         self,
         abstract: Any,
@@ -122,7 +136,7 @@ class Checkpoints:
         """The newest accepted checkpoint that verifies, or exactly the one of step `at`; None where there is none.
 
         A damaged one is told to `warn` in one line, and the one before is taken. `abstract` is a pytree of arrays or
-        `jax.ShapeDtypeStruct`; the leaves come back as JAX arrays of their own memory in its structure.
+        `jax.ShapeDtypeStruct`; the leaves come back in its structure, as `Saved` says.
 
         Raises:
             InputError: there are checkpoints and none is readable (nothing is deleted), there is none of step `at`, or
@@ -253,7 +267,7 @@ def _contents(step: int, tree: Any, arrays: Mapping[str, Any], about: Mapping[st
     if step != int(step) or step < 0:
         raise ValueError(f"step is {step}; a checkpoint has a step of at least 0")
     leaves, keys = on_host(tree)
-    added = {"structure": structure(tree), "keys": keys, "versions": versions(), "written": time.time()}
+    added = {"structure": structure(tree), "keys": keys, "versions": format_versions(), "written": time.time()}
     host = {name: np.array(value) for name, value in arrays.items()}
     objects = [name for name, value in host.items() if value.dtype.hasobject]
     if objects:
@@ -263,7 +277,7 @@ def _contents(step: int, tree: Any, arrays: Mapping[str, Any], about: Mapping[st
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def format_versions() -> dict[str, str]:
     """The versions of what decides whether a checkpoint can be read."""
     names = ("jax", "jaxlib", "orbax-checkpoint", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
@@ -319,10 +333,12 @@ def _read(path: Path, about: dict[str, Any], abstract: Any) -> Saved:
     manifest = facts_of(path)
     stored = {name: manifest["leaves"][name] for name, kind in about["structure"].items() if not is_empty(kind)}
     host = _restored(path / STATE, stored)
-    tree = rebuilt(abstract, host, about["keys"])
+    return Saved(manifest["step"], rebuilt(abstract, host), _read_arrays(path), about, path)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open(path / ARRAYS, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return Saved(manifest["step"], tree, arrays, about, path)
+        return {name: archive[name] for name in archive.files}
 
 
 def _restored(path: Path, checksums: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -347,7 +363,7 @@ def _require_same(path: Path, about: Mapping[str, Any], wanted: Mapping[str, str
         return
     shown = "; ".join(differences[:SHOWN_DIFFERENCES])
     more = f"; and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
-    now = versions()
+    now = format_versions()
     others = [f"{name} {old} (now {now.get(name)})" for name, old in about["versions"].items() if now.get(name) != old]
     written = f"; written with {', '.join(others)}" if others else ""
     raise InputError(f"{path}: holds another structure than this program needs: {shown}{more}{written}")

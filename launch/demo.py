@@ -17,15 +17,15 @@ from absl import flags
 from launch import figure
 from launch.cli import run_cli
 from launch.experiment import Experiment, branched
+from launch.keeping import Keeping
 from launch.loop import LONGEST_CHUNK
-from launch.processes import enable_compilation_cache
+from launch.processes import Report, enable_compilation_cache
 from launch.run_folder import Run
 from launch.runner import run
 from launch.statistics import interval, late_mean, paired_difference
 from launch.stopping import Stop, listening
 from launch.syntax import parse_seeds
 from launch.train import progress_bar
-from launch.work import Keeping, Report
 
 TASK = "slowly_changing_regression"
 METHODS = (

@@ -9,6 +9,7 @@ from launch.loop import chunk_lengths
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method
 from launch.syntax import Call
+from launch.texts import size_text, time_text
 
 
 def everything() -> str:
@@ -48,7 +49,7 @@ def plan(plan: Plan) -> str:
     backend = jax.default_backend()
     data = sum(leaf.nbytes for leaf in jax.tree.leaves(load_data(plan)))
     tasks = plan.steps / plan.task.schedule.change_every
-    lines = [f"{plan.spec.name}: {plan.steps} steps, {tasks:g} tasks, bins of {plan.bin}; data {_size(data)}"]
+    lines = [f"{plan.spec.name}: {plan.steps} steps, {tasks:g} tasks, bins of {plan.bin}; data {size_text(data)}"]
     total = 0.0
     for job in plan.jobs:
         units = units_of(plan, job, backend)
@@ -58,11 +59,11 @@ def plan(plan: Plan) -> str:
         total += seconds
         lines.append(
             f"  {job.label}: {len(job.lanes)} lanes in {len(units)} x {units[0].size}, {parameter_count(plan, job)} "
-            f"parameters, {_size(memory)} of state, {len(lengths)} compilation{'s' * (len(lengths) > 1)} "
-            f"of at most {max(lengths)} steps, about {_time(seconds)} on one CPU core and "
-            f"{_size(lane_memory(plan, job).of(units[0].size))} of memory a program"
+            f"parameters, {size_text(memory)} of state, {len(lengths)} compilation{'s' * (len(lengths) > 1)} "
+            f"of at most {max(lengths)} steps, about {time_text(seconds)} on one CPU core and "
+            f"{size_text(lane_memory(plan, job).of(units[0].size))} of memory a program"
         )
-    lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {_time(total)} of one CPU core in all")
+    lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {time_text(total)} of one CPU core in all")
     return "\n".join(lines)
 
 
@@ -79,18 +80,3 @@ def _presets(method_name: str, setting: str, field: Number | Choice) -> list[str
 
 def _aliases(names: tuple[str, ...]) -> str:
     return f" (or {', '.join(names)})" if names else ""
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    raise AssertionError
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} seconds"

@@ -1,11 +1,14 @@
 """Several devices: lanes side by side, or one batch in parts. The one place that knows how work is laid on devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from launch.leaves import with_keys
 
 AXIS = "devices"
 """Name of the mapped axis."""
@@ -44,9 +47,28 @@ def put_data(data: Any, devices: int) -> Any:
     return _put(data, devices, PartitionSpec())
 
 
-def own_copy(tree: Any) -> Any:
-    """What several hosts hold alike, as arrays of this process alone; other arrays as they are."""
-    return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
+def put_state(tree: Any, keys: Mapping[str, str], devices: int, parallel: Parallel) -> Any:
+    """Lanes out of checkpoints, laid as `put_lanes` does, with typed keys, in memory of their own: they are donated."""
+    lanes = put_lanes(tree, devices, parallel)
+    if jax.devices()[0].platform == "cpu":  # where an array that was put may still be the host's own
+        lanes = _copied(lanes)
+    return with_keys(lanes, keys)
+
+
+def part(tree: Any, index: int, devices: int, parallel: Parallel) -> Any:
+    """Of lanes on several devices those of number `index`, where they lie; of batches that all hold alike, one copy."""
+    if devices == 1 or parallel == "batch":
+        return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
+    return jax.tree.map(lambda x: sorted(x.addressable_shards, key=_first_row)[index].data, tree)
+
+
+def _first_row(shard: Any) -> int:
+    return shard.index[0].start or 0
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _put(tree: Any, devices: int, spec: PartitionSpec) -> Any:

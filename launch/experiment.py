@@ -11,6 +11,7 @@ import jax
 
 from launch.branch import Source, check_fits, find_source
 from launch.errors import InputError, unknown
+from launch.identity import text_of
 from launch.methods import MethodSpec
 from launch.registry import PRESETS, TaskSpec, find_method, find_network, find_task
 from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
@@ -77,6 +78,7 @@ class Job:
         static: the method's choices.
         lanes: the runs.
         network: the Flax module.
+        called: the method as flags name it.
     """
 
     label: str
@@ -84,6 +86,7 @@ class Job:
     static: Mapping[str, Any]
     lanes: tuple[Lane, ...]
     network: nn.Module
+    called: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,16 +122,19 @@ class Plan:
 
     def settings(self, job: Job) -> dict[str, Any]:
         """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
-        chosen = {f"task.{f.name}": getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.init}  # pyright: ignore
+        fields = [f.name for f in dataclasses.fields(self.task) if f.init and f.name != "data_dir"]  # pyright: ignore
+        asked = {"task": self.experiment.task, "network": self.experiment.network, "method": job.called}
+        calls = {name: parse_call("", text).name for name, text in asked.items()}
         return {
             "task": self.spec.name,
-            **{name: value for name, value in chosen.items() if name != "task.data_dir"},
-            "network": _network_text(job.network),
+            **{f"task.{name}": _plain(getattr(self.task, name)) for name in fields},
+            "network": text_of(job.network),
             "preset": self.experiment.preset,
             "steps": self.steps,
             "bin": self.bin,
             "method": job.method.name,
             **job.static,
+            **{f"{name}_from": call for name, call in calls.items() if ":" in call},  # two may share a name
             **(self.source.settings if self.source else {}),
         }
 
@@ -184,7 +190,7 @@ def experiment_of(meta: Mapping[str, Any]) -> Experiment:
 def branched(source: str, **changes: Any) -> Experiment:
     """The experiment that made the run at `DIR/LABEL@STEP`, with other methods or numbers from that step on.
 
-    `preset`, `set` and `sweep` are those of the changes alone, since they belong to the methods.
+    `set` and `sweep` are those of the changes alone, since they belong to the methods.
 
     Raises:
         InputError: there is no such run or checkpoint.
@@ -240,7 +246,12 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry) -> Jo
     network = find_network(
         parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
     )
-    return Job(entry.label, method, static, lanes, network)
+    return Job(entry.label, method, static, lanes, network, entry.call.name)
+
+
+def _plain(value: Any) -> Any:
+    """What `run.json` can hold of a setting of a task."""
+    return value if isinstance(value, str | int | float | bool | None | tuple | list) else text_of(value)
 
 
 def _settings(
@@ -319,11 +330,6 @@ def _checked_choice(where: str, method: MethodSpec, name: str, value: Any) -> An
     if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < choice.low):
         raise InputError(f"{where}.{name}: '{value}' is not {choice.whole_numbers}")
     return value
-
-
-def _network_text(network: nn.Module) -> str:
-    fields = [f.name for f in dataclasses.fields(network) if f.init and f.name not in ("parent", "name")]  # pyright: ignore
-    return f"{type(network).__name__}({', '.join(f'{n}={getattr(network, n)!r}' for n in fields)})"
 
 
 def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Several hosts: one program in several processes, which look at the same folder; the first of them writes."""
+"""One program in several processes, which look at the same folder; the first of them writes."""
 
 import re
 from collections.abc import Sequence
@@ -13,52 +13,60 @@ from launch.errors import InputError
 AUTO = "auto"
 
 
-def define_host_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags that say which process of several this one is."""
     flags.DEFINE_string(
-        "hosts", None, "processes in all, or auto: as Slurm or the TPU's environment says", flag_values=values
+        "num_processes",
+        None,
+        "processes in all, or auto: as Slurm or the TPU's environment says",
+        flag_values=values,
     )
-    flags.DEFINE_integer("host", None, "number of this process, from 0 on", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same for all", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0 on", flag_values=values)
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for all", flag_values=values)
 
 
-def join(hosts: str | int | None, host: int | None = None, coordinator: str | None = None) -> None:
-    """Meet the other processes; to be called before JAX looks for devices. Nothing happens where no flag is given.
+def join(num_processes: str | int | None, process_id: int | None = None, coordinator: str | None = None) -> None:
+    """Meet the other processes, before JAX looks for devices; nothing happens where no flag is given.
 
     Raises:
         InputError: the flags do not fit together, or the environment names no other processes.
     """
-    if hosts is None:
-        for flag, value in (("--host", host), ("--coordinator", coordinator)):
-            if value is not None:
-                raise InputError(f"{flag}={value}: needs --hosts=N, the number of processes")
+    others = {"--process_id": process_id, "--coordinator_address": coordinator}
+    given = [f"{flag}={value}" for flag, value in others.items() if value is not None]
+    missing = [flag for flag, value in others.items() if value is None]
+    if num_processes is None:
+        if given:
+            raise InputError(f"{given[0]}: needs --num_processes=N")
         return
-    if hosts == AUTO:
-        for flag, value in (("--host", host), ("--coordinator", coordinator)):
-            if value is not None:
-                raise InputError(f"{flag}={value}: --hosts=auto finds that out by itself; leave it out")
-        _initialize("--hosts=auto: no Slurm step, TPU pod or other cluster found")
+    if num_processes == AUTO:
+        if given:
+            raise InputError(f"{given[0]}: --num_processes=auto finds that out by itself; leave it out")
+        _initialize("--num_processes=auto: no Slurm step, TPU pod or other cluster found")
         return
-    number = _number_of_hosts(hosts)
-    if host is None or coordinator is None:
-        missing = "--host" if host is None else "--coordinator"
-        raise InputError(f"--hosts={number}: needs --host=I and --coordinator=HOST:PORT; {missing} is missing")
-    if not 0 <= host < number:
-        raise InputError(f"--host: {host} is not a number from 0 to {number - 1}, as --hosts={number} asks")
+    number = _number_of_processes(num_processes)
+    if process_id is None or coordinator is None:
+        raise InputError(
+            f"--num_processes={number}: needs --process_id=I and --coordinator_address=HOST:PORT; "
+            f"{missing[0]} is missing"
+        )
+    if not 0 <= process_id < number:
+        raise InputError(
+            f"--process_id: {process_id} is not a number from 0 to {number - 1}, as --num_processes={number} asks"
+        )
     if not re.fullmatch(r"\S+:\d{1,5}", coordinator) or not 0 < int(coordinator.rpartition(":")[2]) < 65536:
-        raise InputError(f"--coordinator: '{coordinator}' is not of the form HOST:PORT, as in 10.0.0.1:1234")
+        raise InputError(f"--coordinator_address: '{coordinator}' is not of the form HOST:PORT, as in 10.0.0.1:1234")
     _initialize(
-        f"--coordinator: {coordinator}: process {host} of {number} did not meet the others",
+        f"--coordinator_address: {coordinator}: process {process_id} of {number} did not meet the others",
         coordinator_address=coordinator,
         num_processes=number,
-        process_id=host,
+        process_id=process_id,
         cluster_detection_method="deactivate",
     )
 
 
-def _number_of_hosts(text: str | int) -> int:
+def _number_of_processes(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) < 1:
-        raise InputError(f"--hosts: '{text}' is neither a number of processes from 1 on nor {AUTO}")
+        raise InputError(f"--num_processes: '{text}' is neither a number of processes from 1 on nor {AUTO}")
     return int(text)
 
 
@@ -92,6 +100,6 @@ def check_equal(what: str, values: Sequence[int]) -> None:
     everywhere = np.asarray(multihost_utils.process_allgather(np.asarray(values)))
     if np.any(everywhere != everywhere[0]):
         raise InputError(
-            f"--workdir: the hosts find different {what} ({everywhere[0].tolist()}, here {list(values)}); "
+            f"--workdir: the processes find different {what} ({everywhere[0].tolist()}, here {list(values)}); "
             "it has to be a folder that all of them share"
         )

@@ -19,8 +19,9 @@ from launch.checkpoint import ARRAYS, TEMPORARY, describe, verify
 from launch.cli import run_cli
 from launch.errors import InputError
 from launch.locks import LOCK, holder
-from launch.run_folder import label_folders, number_texts, read_meta, seeds_text, unit_folders
+from launch.run_folder import label_folders, lanes_by_unit, number_texts, read_meta, seeds_text, unit_folders
 from launch.states import digests, numbers_text, numbers_that_differ, write_parameters
+from launch.texts import size_text, time_text
 
 SHOWN_VALUES = 6
 
@@ -85,9 +86,7 @@ def _run_lines(folder: Path) -> Iterator[str]:
 
 
 def _units(folder: Path, meta: Mapping[str, Any]) -> Iterator[UnitFound]:
-    lanes = list(meta["lanes"])
-    for unit, entry in zip(unit_folders(folder, meta), meta.get("units", ()), strict=True):
-        part, lanes = lanes[: entry["lanes"]], lanes[entry["lanes"] :]
+    for unit, part in zip(unit_folders(folder, meta), lanes_by_unit(meta), strict=True):
         names = sorted(path.name for path in unit.glob(".*.tmp") if TEMPORARY.fullmatch(path.name))
         yield UnitFound(unit, part, list(_checkpoints(unit)), holder(unit / LOCK), names)
 
@@ -169,7 +168,7 @@ def _unit_lines(unit: UnitFound, meta: Mapping[str, Any]) -> Iterator[str]:
     for one in unit.checkpoints:
         verdict = f"DAMAGED: {one.problem}" if one.problem else "verified"
         stays = ", stays for good" if one.about.get("kept") else ""
-        size = f"{_size(one.bytes)}, {_time(one.age)} old, " if one.about else ""
+        size = f"{size_text(one.bytes)}, {time_text(one.age)} old, " if one.about else ""
         yield f"    step {one.step}: {size}{verdict}{stays}{_other_versions(one, meta)}"
     if unit.unfinished:
         yield f"    saves under way, or cut short: {', '.join(unit.unfinished)}"
@@ -183,21 +182,6 @@ def _other_versions(one: Found, meta: Mapping[str, Any]) -> str:
     before = meta.get("versions", {}) | {"commit": meta.get("commit")}
     differ = [f"{name} {there[name]}" for name in there if name in before and there[name] != before[name]]
     return f", written by {', '.join(differ)}" if differ else ""
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
-
-
-def _time(seconds: float) -> str:
-    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {name}"
-    return f"{seconds:.2g} seconds"
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -4,6 +4,7 @@ Both are pure functions of program and backend, so that results can be repeated.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 
 from launch.errors import InputError
 from launch.experiment import Job, Lane, Plan
+from launch.identity import digest_of
 from launch.loop import LONGEST_CHUNK, chunk_length, measured
 from launch.memory import Memory, device_budget, fitting, memory
 from launch.methods import BuildContext, Number
@@ -116,6 +118,12 @@ def load_data(plan: Plan) -> Any:
         raise InputError(" ".join(str(error).split())) from None
 
 
+@functools.lru_cache(maxsize=2)
+def data_digest(plan: Plan) -> str:
+    """SHA-256 of the task's data, by which a run knows whether it still sees the same; empty where there are none."""
+    return digest_of(load_data(plan))
+
+
 def parameter_count(plan: Plan, job: Job) -> int:
     """Number of parameters of one lane's network."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_parameters(plan, job)))
@@ -187,14 +195,16 @@ def lanes_per_batch(parameters: int, backend: str) -> int:
     return next(lanes for limit, lanes in table if parameters <= limit)
 
 
-def units_of(plan: Plan, job: Job, backend: str, lanes: Sequence[Lane] | None = None) -> list[Unit]:
-    """The job's lanes (or those given) in batches of equal size."""
+def units_of(plan: Plan, job: Job, backend: str, lanes: Sequence[Lane] | None = None, parts: int = 1) -> list[Unit]:
+    """The job's lanes (or those given) in batches of equal size, at least `parts` of them where lanes are enough."""
     lanes = job.lanes if lanes is None else tuple(lanes)
     if not lanes:
         return []
     most = plan.experiment.lanes_per_batch or lanes_per_batch(parameter_count(plan, job), backend)
     if plan.experiment.lanes_per_batch is None and backend != "cpu":
         most = fitting(most, device_budget(), lane_memory(plan, job))
+    if plan.experiment.lanes_per_batch is None:
+        most = min(most, -(-len(lanes) // parts))
     size = -(-len(lanes) // -(-len(lanes) // most))
     chunk = chunk_of(plan, job, size, backend)
     batches = [tuple(lanes[start : start + size]) for start in range(0, len(lanes), size)]

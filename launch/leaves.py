@@ -31,13 +31,20 @@ def on_host(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return {name: _host(name, leaf) for name, leaf in named}, keys
 
 
-def rebuilt(abstract: Any, host: Mapping[str, np.ndarray], keys: Mapping[str, str]) -> Any:
-    """The tree of `abstract` with leaves on the device that own their memory; those of no number need not be given."""
-    leaves = []
-    for name, wanted in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
-        leaf = jnp.array(host[name] if name in host else _nothing(wanted))
-        leaves.append(jax.random.wrap_key_data(leaf, impl=keys[name]) if name in keys else leaf)
+def rebuilt(abstract: Any, host: Mapping[str, np.ndarray]) -> Any:
+    """The tree of `abstract` with leaves in host memory, keys as their data; those of no number need not be given."""
+    named = zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True)
+    leaves = [host[name] if name in host else _nothing(wanted) for name, wanted in named]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def with_keys(tree: Any, keys: Mapping[str, str]) -> Any:
+    """The tree with typed keys in place of their data; `keys` is the implementation by name, as `on_host` gives it."""
+    leaves = [
+        jax.random.wrap_key_data(leaf, impl=keys[name]) if name in keys else leaf
+        for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def checksum(value: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.bins import Bins, grown
 from launch.devices import Parallel, spread
 from launch.programs import Mean, Metrics, Program
 
@@ -26,7 +27,7 @@ class RunState(NamedTuple):
 
     step: int
     lanes: Any
-    bins: dict[str, Mean]
+    bins: Bins
 
 
 def chunk_length(program: Program, longest: int = LONGEST_CHUNK) -> int:
@@ -111,14 +112,6 @@ def _compiled_init(program: Program, devices: int) -> Callable[..., Any]:
     return jax.jit(lambda keys, hyper, data: spread(init, devices, "lanes")(keys, hyper, np.int32(0), data))
 
 
-def means(bins: Mapping[str, Mean]) -> dict[str, np.ndarray]:
-    """Per metric, `[lane, bin]` float64; NaN where nothing was measured."""
-    return {
-        name: np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)
-        for name, (total, count) in bins.items()
-    }
-
-
 def chunk_of_steps(
     program: Program, length: int, lanes: Any, hyper: Any, start: jax.Array, data: Any
 ) -> tuple[Any, Metrics]:
@@ -148,13 +141,3 @@ def _rarely(every: int | None, clock: jax.Array, measure: Callable[[], Metrics])
 
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def grown(bins: Mapping[str, Mean], number: int) -> dict[str, Mean]:
-    """A copy of the bins with empty ones added up to `number`; bins beyond it stay out."""
-
-    def longer(values: np.ndarray) -> np.ndarray:
-        kept = np.asarray(values, np.float64)[:, :number]
-        return np.pad(kept, ((0, 0), (0, number - kept.shape[1])))
-
-    return {name: Mean(longer(total), longer(count)) for name, (total, count) in bins.items()}

@@ -7,7 +7,6 @@ XLA says of the compiled programs of the registry.
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from launch.loop import chunk_of_steps
 from launch.programs import Program
+from plastic_jax.units import jaxprs
 
 USABLE = 0.9
 """Share of a device's memory that is planned with: the rest is for compiled programs and for fragments."""
@@ -68,31 +68,7 @@ def _held(program: Program, carry: Any, hyper: Any, data: Any, lanes: int, lengt
     chunk = functools.partial(chunk_of_steps, program, length)
     arguments = many(carry), many(hyper), jax.ShapeDtypeStruct((), jnp.int32), data
     inputs = sum(_bytes(leaf) for leaf in jax.tree.leaves(arguments))
-    return inputs + _peak(jax.make_jaxpr(chunk)(*arguments).jaxpr)
-
-
-def _peak(jaxpr: Any) -> int:
-    """Bytes held at the fullest moment beside the jaxpr's inputs."""
-    last = {id(v): i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars}
-    last |= {id(v): len(jaxpr.eqns) for v in jaxpr.outvars}
-    given = {id(v) for v in (*jaxpr.invars, *jaxpr.constvars)}
-    live, peak = 0, 0
-    held: dict[int, int] = {}
-    for i, eqn in enumerate(jaxpr.eqns):
-        held |= {id(v): _bytes(v.aval) for v in eqn.outvars}
-        live += sum(_bytes(v.aval) for v in eqn.outvars)
-        peak = max(peak, live + max((_peak(body) for body in _bodies(eqn)), default=0))
-        done = {id(v) for v in (*eqn.invars, *eqn.outvars) if last.get(id(v), i) == i and id(v) not in given}
-        live -= sum(held.pop(v, 0) for v in done)
-    return peak
-
-
-def _bodies(eqn: Any) -> Iterator[Any]:
-    for value in eqn.params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            inner = getattr(one, "jaxpr", one)
-            if hasattr(inner, "eqns"):
-                yield inner
+    return inputs + jaxprs.peak(jaxprs.trace(chunk, *arguments)[0], _bytes)
 
 
 def _bytes(shape: Any) -> int:

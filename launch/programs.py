@@ -114,7 +114,7 @@ def _own_part(batch: Batch, axis_name: str | None) -> Batch:
     """This device's examples: as many consecutive ones as every other device has; the rest is for all."""
     if axis_name is None:
         return batch
-    rows = len(batch.x) // jax.lax.psum(1, axis_name)
+    rows = len(batch.x) // jax.lax.axis_size(axis_name)
     start = jax.lax.axis_index(axis_name) * rows
     x, y = (jax.lax.dynamic_slice_in_dim(values, start, rows) for values in (batch.x, batch.y))
     return batch._replace(x=x, y=y)

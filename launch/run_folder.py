@@ -5,6 +5,7 @@ bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no meas
 `lives.npz` beside it, see `launch.lives`.
 """
 
+import itertools
 import json
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.durable import replacing, storing
+from launch.durable import replacing, storing, sync
 from launch.errors import InputError
 
 SCHEMA = 1
@@ -115,9 +116,9 @@ def write_run(
     if problem:
         raise ValueError(f"{folder}: {problem}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DONE).unlink(missing_ok=True)
     with replacing(folder / METRICS) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        (folder / DONE).unlink(missing_ok=True)  # only now: a full disk leaves older results as they are
     if lives is None:
         (folder / LIVES).unlink(missing_ok=True)
     else:
@@ -127,6 +128,7 @@ def write_run(
     if finished:
         with storing(folder / DONE):
             (folder / DONE).touch()
+            sync(folder)
 
 
 def _misfit(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
@@ -168,6 +170,12 @@ def read_meta(folder: Path | str) -> dict[str, Any]:
 def unit_folders(folder: Path, meta: Mapping[str, Any]) -> list[Path]:
     """Where the checkpoints of a run's units of work are, in the order of its lanes."""
     return [folder / CHECKPOINTS / unit["name"] for unit in meta.get("units", ())]
+
+
+def lanes_by_unit(meta: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The lanes that `run.json` lists, cut as its units of work have them."""
+    ends = np.cumsum([0, *(unit["lanes"] for unit in meta.get("units", ()))]).tolist()
+    return [meta["lanes"][start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 def run_names(directory: Path) -> list[str]:

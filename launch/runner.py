@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -16,18 +15,20 @@ from typing import Any, NamedTuple
 import jax
 
 from launch import hosts
+from launch.bins import Arrays
 from launch.branch import check_readable
 from launch.devices import Parallel
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, resolve
-from launch.labels import begin, finish, over
+from launch.keeping import KEEPING, Keeping, Place, finished
+from launch.label_folder import begin, finish, over
 from launch.lanes import Unit, job_program, load_data
 from launch.locks import LOCK, locked
-from launch.processes import CONTEXT, enter, one_thread_each, reporting
+from launch.processes import CONTEXT, Report, enter, one_thread_each, reporting
 from launch.resume import Block, Resume, Work, check_resume, work_of
-from launch.run_folder import CHECKPOINTS, Run
-from launch.stopping import Stop, Stopped, held
-from launch.work import KEEPING, Arrays, Devices, Keeping, Place, Report, finished, run_units
+from launch.run_folder import CHECKPOINTS, RUN, Run
+from launch.stopping import Stop, Stopped, blocked_for_children
+from launch.work import Devices, run_units
 
 
 class Done(NamedTuple):
@@ -84,15 +85,26 @@ def run(
     plan = resolve(experiment)
     layout = Devices(_devices(devices, plan, parallel), parallel)
     backend, root = jax.default_backend(), None if workdir is None else Path(workdir)
-    works = {job.label: work_of(plan, job, root and root / job.label, resume, backend, block) for job in plan.jobs}
-    runs = {} if root is None else {label: r for label, w in works.items() if (r := over(plan, w, root / label))}
-    works = {n: dataclasses.replace(work, parallel=parallel) for n, work in works.items() if n not in runs}
+
+    def looked() -> tuple[dict[str, Work], dict[str, Run]]:
+        """What is to be done, and what is over."""
+        count = layout.number if parallel == "lanes" else 1
+        folders = {job.label: root and root / job.label for job in plan.jobs}
+        found = {
+            j.label: work_of(plan, j, folders[j.label], resume, backend, block, count, parallel) for j in plan.jobs
+        }
+        ready = {n: r for n, w in found.items() if root is not None and (r := over(plan, w, root / n))}
+        return {n: w for n, w in found.items() if n not in ready}, ready
+
+    works, runs = looked()
     check(plan, list(works.values()), root, keeping)
     hosts.highest(0)  # every process has looked before the first one writes
     with contextlib.ExitStack() as locks:
         if root is not None and hosts.is_first():
-            for label, work in works.items():
+            for label in works:
                 locks.enter_context(locked(root / label / CHECKPOINTS / LOCK))
+            works, runs = looked()  # somebody may have come before
+            for label, work in works.items():
                 begin(plan, work, root / label)
         done: dict[str, list[Done]] = {}
         for label, part in _run_all(plan, list(works.values()), root, keeping, layout, workers, stop, report):
@@ -112,7 +124,7 @@ def _devices(asked: int | None, plan: Plan, parallel: Parallel) -> int:
     alone = jax.process_count() == 1
     if not alone and (parallel != "batch" or asked not in (None, there)):
         raise InputError(
-            "--hosts: several hosts share batches over all devices, --parallel=batch; for lanes see --block"
+            "--num_processes: several processes share batches over all devices, --parallel=batch; for lanes see --block"
         )
     number = asked or (1 if jax.default_backend() == "cpu" and alone else there)
     if not 1 <= number <= there:
@@ -132,8 +144,10 @@ def check(plan: Plan, works: Sequence[Work], root: Path | None, keeping: Keeping
                     f"--checkpoint_at: {step} is not a multiple of {chunk}, the steps between two looks, "
                     f"up to {plan.steps}"
                 )
-    if plan.source is not None and works:
+    if plan.source is not None and any(work.meta is None for work in works):
         check_readable(plan.source)
+    if root is not None and (root / RUN).is_file():
+        raise InputError(f"--workdir: {root} is itself a run; give the folder above it")
     load_data(plan)
     for path in [] if root is None else [root, *(root / work.job.label for work in works)]:
         _check_writable(path)
@@ -169,6 +183,8 @@ def _run_all(
         workers = min(len(tasks), os.cpu_count() or 1) if jax.default_backend() == "cpu" and devices.number == 1 else 1
     if workers <= 1:
         for units, place in tasks:
+            if stop is not None and stop.signal:
+                raise Stopped(stop.signal)
             began = time.perf_counter()
             arrays = run_units(plan, units, place, devices, stop, report)
             yield units[0].label, Done(units, arrays, time.perf_counter() - began)
@@ -185,7 +201,7 @@ def _in_processes(
         one_thread_each(),
         concurrent.futures.ProcessPoolExecutor(workers, CONTEXT, _start_worker, (queue, sys.path, stop)) as pool,
     ):
-        with held():  # a signal to the whole group must not kill workers that do not listen yet
+        with blocked_for_children():  # a signal to the whole group must not kill workers that do not listen yet
             futures = [pool.submit(_work, plan.experiment, *task) for task in tasks]
         try:
             for future in concurrent.futures.as_completed(futures):

@@ -17,6 +17,7 @@ from launch.errors import InputError, unknown
 from launch.run_folder import Run, number_texts, seeds_text
 from launch.statistics import Difference, interval, late_mean, paired_difference
 from launch.syntax import parse_methods
+from launch.texts import aligned
 
 if TYPE_CHECKING:
     from launch.experiment import Experiment
@@ -181,9 +182,7 @@ def value_text(value: float, tried: Sequence[float]) -> str:
 def render(found: Sequence[Winner]) -> str:
     """The winners as aligned text, what has to be known to read it, and warnings, a line each."""
     rows = [HEADINGS, *(_cells(winner) for winner in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *notes(found), *(f"warning: {line}" for line in warnings(found))])
+    return "\n".join([*aligned(rows), "", *notes(found), *(f"warning: {line}" for line in warnings(found))])
 
 
 def _cells(winner: Winner) -> tuple[str, ...]:

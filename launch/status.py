@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from launch.checkpoint import Checkpoints
 from launch.lanes import Unit
 from launch.locks import holder
+from launch.texts import aligned
 from launch.workers import LOCK, Label, Sweep, labels_of
 
 HEADINGS = ("label", "lanes", "units", "over", "running", "left", "steps")
@@ -26,7 +27,7 @@ def status(sweep: Sweep) -> str:
             lines.append(f"{unit.name} {label.name}: {len(unit.lanes)} lane{'s' * (len(unit.lanes) != 1)}, {at}{who}")
         if not left and not label.over:
             lines.append(f"{label.name}: to be joined; the same command does")
-    return "\n".join([*_aligned(rows), "", *(lines or ["all units are over"])])
+    return "\n".join([*aligned(rows), "", *(lines or ["all units are over"])])
 
 
 def _share(label: Label, unit: Unit, left: Sequence[Unit]) -> float:
@@ -39,8 +40,3 @@ def _step(label: Label, unit: Unit) -> int:
     """The step of a unit's newest checkpoint."""
     steps = Checkpoints(label.place / unit.name).steps()
     return max((step for step in steps if step <= label.plan.steps), default=label.plan.start)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

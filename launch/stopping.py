@@ -66,8 +66,8 @@ def listening(grace: float = GRACE_SECONDS) -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """SIGTERM and SIGINT wait while the block runs; in processes started by it, until they call `in_worker`."""
+def blocked_for_children() -> Iterator[None]:
+    """Processes started while the block runs begin with SIGTERM and SIGINT blocked, until `in_worker`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""python -m launch.sweep: many settings, many seeds, worked through by processes that may be killed.
+r"""python -m launch.sweep: many settings, many seeds, worked through by processes that may be killed.
 
     python -m launch.sweep --grid=tuning.toml --workdir=runs/tuning --workers=2
     python -m launch.sweep --task=slowly_changing_regression --methods=backprop,l2 --sweep=step_size=1e-3:1e-1:log5 \
@@ -8,7 +8,7 @@
     python -m launch.sweep --workdir=runs/tuning --report_seeds=0:30
 
 The folder is a run folder with `sweep.json` beside the labels: the units of work, named by a hash of their settings.
-`--submit=slurm` starts the workers as jobs of a cluster, `--unit=NAME` runs one unit here.
+`--submit=slurm` starts the workers as jobs of a cluster, `--unit=NAME` runs one unit of work here.
 """
 
 import dataclasses
@@ -19,12 +19,11 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import slurm, train
+from launch import describe, slurm, train
 from launch.cli import run_cli
 from launch.errors import InputError
 from launch.experiment import Experiment, resolve, warnings
 from launch.grid import read_grid
-from launch.manifest import check_manifest, read_experiments, write_manifest
 from launch.plot import plot
 from launch.processes import enable_compilation_cache
 from launch.run_folder import METRICS, Run, read_run
@@ -32,6 +31,7 @@ from launch.selection import Winner, render, report_experiment, winners
 from launch.sensitivity import sensitivity
 from launch.status import status
 from launch.stopping import listening
+from launch.sweep_file import check_sweep_file, read_experiments, write_sweep_file
 from launch.syntax import parse_seeds, with_settings
 from launch.table import table
 from launch.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
@@ -42,7 +42,8 @@ ASKED = (
 )  # fmt: skip
 """Flags that say what is run; a grid file says it in their place."""
 NOT_HERE = (
-    "resume", "devices", "parallel", "block", "hosts", "host", "coordinator", "log", "list", "explain", "job_script",
+    "resume", "devices", "parallel", "block", "num_processes", "process_id", "coordinator_address", "log", "list",
+    "explain", "job_script",
 )  # fmt: skip
 """Flags of `launch.train` that a sweep has no use for."""
 ENDS = ("status", "best", "dry_run", "unit", "submit")
@@ -68,6 +69,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
+def accepted() -> list[str]:
+    """The names of the flags that a sweep has a use for."""
+    values = flags.FlagValues()
+    define_flags(values)
+    return [name for name in values if name not in NOT_HERE]
+
+
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """The command; returns its exit status."""
     if arguments:
@@ -80,6 +88,8 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         train.check_metrics(plan, values.metric)
     if values.report_seeds:
         sweep = report_of(sweep, values)
+    if values.dry_run:
+        print("".join(f"{describe.plan(resolve(one))}\n\n" for one in sweep.experiments), end="")
     if values.status or values.dry_run:
         print(status(sweep))
         return 0
@@ -157,13 +167,13 @@ def _check_flags(values: flags.FlagValues) -> None:
 
 def _work(sweep: Sweep, values: flags.FlagValues) -> None:
     """Run what is left of a sweep, or send jobs that do."""
-    check_manifest(sweep)
+    check_sweep_file(sweep)
     check_unit(sweep, values.unit)
     sender = None if values.submit == "here" else slurm.executor(sweep.root, values.submit, values.slurm)
     for line in (line for one in sweep.experiments for line in warnings(resolve(one))):
         print("warning:", line, file=sys.stderr)
     prepare(sweep)
-    write_manifest(sweep)
+    write_sweep_file(sweep)
     if sender is not None:
         print(slurm.submit(sender, sweep, values.workers or 1))
         return
@@ -212,4 +222,6 @@ if __name__ == "__main__":
     os.environ.setdefault("NPROC", "1")
     enable_compilation_cache()
     define_flags()
+    for name in accepted():
+        flags.declare_key_flag(name)  # --help shows the key flags of this module alone
     run_cli(main)

@@ -73,6 +73,11 @@ def parse_value(text: str) -> Any:
         return text.strip()
 
 
+def value_text(value: Any) -> str:
+    """A setting's value as text, the same before and after JSON, which has lists for tuples."""
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
 def parse_methods(text: str) -> list[Entry]:
     """`backprop,fast=continual_backprop(replacement_rate=1e-3)`."""
     entries = []

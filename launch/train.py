@@ -1,4 +1,4 @@
-"""python -m launch.train: run methods on a task, many seeds at once, and keep what was measured.
+r"""python -m launch.train: run methods on a task, many seeds at once, and keep what was measured.
 
     python -m launch.train --task=slowly_changing_regression --methods=backprop,continual_backprop \
         --seeds=30 --steps=1000000 --workdir=runs/first
@@ -18,25 +18,25 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from launch import describe, jobs
+from launch import describe, scripts
 from launch.cli import run_cli
 from launch.devices import Parallel
 from launch.errors import InputError, unknown
 from launch.experiment import Experiment, Plan, branched, resolve, warnings
-from launch.hosts import define_host_flags, is_first, join
-from launch.jobs import Machine
+from launch.hosts import define_process_flags, is_first, join
+from launch.keeping import Keeping
 from launch.lanes import metric_names
 from launch.plot import plot
 from launch.processes import enable_compilation_cache
 from launch.registry import find_method
-from launch.resume import Resume, parse_block
+from launch.resume import DETERMINISTIC, Resume, parse_block
 from launch.run_folder import Run
 from launch.runner import run
+from launch.scripts import Machine
 from launch.sinks import check_sinks, open_sinks
 from launch.stopping import listening
 from launch.syntax import parse_every, parse_keep, parse_methods, parse_seeds, parse_step, with_settings
 from launch.table import table
-from launch.work import Keeping
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -85,7 +85,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "history",
         0,
-        "replacements of units kept a lane, for launch.units; short for --set=history=N",
+        "replacements of hidden units kept a lane, for launch.units; short for --set=history=N",
         lower_bound=0,
         flag_values=values,
     )
@@ -105,7 +105,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Flags that say how the work is done; none of them changes what comes out."""
+    """Flags that say how the work is done; only --parallel and --deterministic can change the last bits."""
     flags.DEFINE_enum(
         "resume", "auto", get_args(Resume), "auto goes on where a run stands; never, must refuse", flag_values=values
     )
@@ -135,7 +135,7 @@ def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "I/N: only every N-th unit of work, from number I on; launch.merge joins them",
         flag_values=values,
     )
-    define_host_flags(values)
+    define_process_flags(values)
     flags.DEFINE_bool("deterministic", False, "on GPUs: only operations that repeat bit for bit", flag_values=values)
 
 
@@ -163,18 +163,18 @@ def prepare_devices(values: flags.FlagValues) -> None:
     """What JAX has to be told before it looks for devices.
 
     Raises:
-        InputError: the other hosts cannot be found.
+        InputError: the other processes cannot be found.
     """
     if values.deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     if (
         values.devices
         and values.devices > 1
-        and values.hosts is None
+        and values.num_processes is None
         and "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     ):
         jax.config.update("jax_num_cpu_devices", values.devices)
-    join(values.hosts, values.host, values.coordinator)
+    join(values.num_processes, values.process_id, values.coordinator_address)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
@@ -191,7 +191,8 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values.job_script:
         experiment = from_flags(values)
         workdir = values.workdir or f"runs/{resolve(experiment).spec.name}"
-        print(jobs.script(values.job_script, jobs.given_flags(values), workdir, values.parallel == "batch"), end="")
+        batch = values.parallel == "batch"
+        print(scripts.script(values.job_script, scripts.given_flags(values), workdir, batch), end="")
         return 0
     prepare_devices(values)
     experiment = from_flags(values)
@@ -307,4 +308,5 @@ if __name__ == "__main__":
     os.environ.setdefault("NPROC", "1")
     enable_compilation_cache()
     define_flags()
+    flags.adopt_module_key_flags(sys.modules[join.__module__])  # --help shows the key flags of this module alone
     run_cli(main)

@@ -3,65 +3,33 @@
 import contextlib
 import dataclasses
 import functools
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from launch import hosts
-from launch.branch import Source
-from launch.checkpoint import Checkpoints, Saved, describe, versions
-from launch.devices import AXIS, Parallel, own_copy, put_data, put_lanes
-from launch.errors import InputError
-from launch.experiment import Job, Lane, Plan, experiment_of, lane_keys, resolve
+from launch.bins import Arrays, joined, measured, packed, unpacked
+from launch.branching import source_lanes
+from launch.checkpoint import Checkpoints, Saved, format_versions
+from launch.devices import AXIS, Parallel, part, put_data, put_lanes, put_state
+from launch.experiment import Job, Lane, Plan, lane_keys
+from launch.keeping import Keeping, Place, Timer, abstract_lanes, store_of
 from launch.lanes import Unit, hyper_arrays, job_program, load_data
 from launch.lives import PREFIX
 from launch.locks import LOCK, locked
-from launch.loop import RunState, compiled_chunk, initial, means, run_chunks
+from launch.loop import RunState, compiled_chunk, initial, run_chunks
 from launch.machine import commit
 from launch.processes import Report
-from launch.programs import Mean, Program, continued
-from launch.run_folder import unit_folders
+from launch.programs import Program, continued
 from launch.stopping import Stop, Stopped
 from launch.syntax import Every
 from plastic_jax import biography
 
-Arrays = dict[str, np.ndarray]
-SUM, COUNT = "sum/", "count/"
-
-
-TEN_MINUTES = Every(seconds=600.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-    """When checkpoints are written, and which stay; the last step's always is.
-
-    Attributes:
-        every: how often.
-        keep: how many of the newest stay, `None` for all; 0 keeps none once the run is over.
-        at: steps whose checkpoints stay for good.
-    """
-
-    every: Every = TEN_MINUTES
-    keep: int | None = 2
-    at: tuple[int, ...] = ()
-
-
-KEEPING = Keeping()
-
-
-class Place(NamedTuple):
-    """Where the units of a label keep their checkpoints, and how."""
-
-    folder: Path
-    keeping: Keeping
+NEVER = Keeping(Every())
 
 
 class Devices(NamedTuple):
@@ -105,47 +73,36 @@ def run_units(
     """
     job = plan.job(units[0].label)
     program = program_of(plan, job, devices.axis_name)
-    stores = [_store(plan, unit, place) for unit in units]
+    stores = [store_of(plan, unit, place) if place else None for unit in units]
     with contextlib.ExitStack() as locks:
         for store in stores:
             if store is not None and hosts.is_first():
                 locks.enter_context(locked(store.folder / LOCK))
         data = put_data(load_data(plan), devices.number)
         saved = [_resumed(plan, unit, store, program, data) for unit, store in zip(units, stores, strict=True)]
+        steps = [one.step if one else plan.start for one in saved]
         found: dict[str, Arrays] = {}
-        for step in sorted({one.step if one else plan.start for one in saved}):
-            part = [i for i, one in enumerate(saved) if (one.step if one else plan.start) == step]
-            worker = _Worker(plan, job, program, [units[i] for i in part], [stores[i] for i in part], devices)
-            found |= worker.run([saved[i] for i in part], data, place, stop, report)
+        for step in sorted(set(steps)):
+            alike = [i for i, other in enumerate(steps) if other == step]
+            together = _SideBySide(plan, job, program, [units[i] for i in alike], [stores[i] for i in alike], devices)
+            begun = together.begin([saved[i] for i in alike], data)
+            for i in alike:
+                saved[i] = None  # their state is on the devices now, and the host's memory free for other things
+            found |= together.run(begun, data, place.keeping if place else NEVER, stop, report)
     return [found[unit.name] for unit in units]
 
 
-def ended(plan: Plan, unit: Unit, folder: Path) -> bool:
-    """Whether a unit has a checkpoint of the last step, good or damaged; `folder` holds its label's checkpoints."""
-    return plan.steps in Checkpoints(folder / unit.name).steps()
+class _Begun(NamedTuple):
+    """Where units stand: their state, their lanes' numbers on the devices, and the seconds spent on each so far."""
 
-
-def seconds_spent(plan: Plan, unit: Unit, folder: Path) -> float:
-    """Seconds of work on a unit that is over, in all launches."""
-    return describe(folder / unit.name / str(plan.steps))["about"].get("seconds", 0.0)
-
-
-def finished(plan: Plan, unit: Unit, place: Place) -> Arrays | None:
-    """What a unit has measured, where it is over; nothing is computed."""
-    job = plan.job(unit.label)
-    store = Checkpoints(place.folder / unit.name)
-    if not ended(plan, unit, place.folder):
-        return None
-    lanes = abstract_lanes(program_of(plan, job), job, unit, abstract_data(plan))
-    with contextlib.suppress(InputError):
-        saved = store.latest_good(lanes, at=plan.steps)
-        return _measured(saved.arrays) if saved else None
-    return None
+    state: RunState
+    hyper: Any
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
-class _Worker:
-    """Units that stand at the same step, run side by side."""
+class _SideBySide:
+    """Units that stand at the same step, run at once, each on a device of its own or one on all of them."""
 
     plan: Plan
     job: Job
@@ -154,21 +111,35 @@ class _Worker:
     stores: Sequence[Checkpoints | None]
     devices: Devices
 
-    def run(
-        self, saved: Sequence[Saved | None], data: Any, place: Place | None, stop: Stop | None, report: Report
-    ) -> dict[str, Arrays]:
-        """From the checkpoints to the end; what was measured, by unit."""
+    def begin(self, saved: Sequence[Saved | None], data: Any) -> _Begun:
+        """From the checkpoints, or from the plan's start, onto the devices."""
+        first = saved[0]
+        batch = [lane for unit in self._filled(self.units) for lane in unit.batch]
+        hyper = put_lanes(hyper_arrays(self.job, batch), *self._layout)
+        if first is None:
+            return _Begun(self._anew(batch, hyper, data), hyper, 0.0)
+        every = self._filled([one for one in saved if one is not None])
+        lanes = jax.tree.map(lambda *parts: np.concatenate(parts), *(one.tree for one in every))
+        sizes = [unit.size for unit in self._filled(self.units)]
+        bins = joined([unpacked(one.arrays, size) for one, size in zip(every, sizes, strict=True)])
+        state = RunState(first.step, put_state(lanes, first.keys, *self._layout), bins)
+        return _Begun(state, hyper, first.about.get("seconds", 0.0))
+
+    def _anew(self, batch: Sequence[Lane], hyper: Any, data: Any) -> RunState:
+        keys = put_lanes(lane_keys(tuple(batch)), *self._layout)
+        lanes, bins = initial(self.program, keys, hyper, data, self._abreast), {}
+        if self.plan.source is not None:
+            earlier = source_lanes(self.plan.source, [lane.seed for lane in batch], self.plan.experiment.task)
+            lanes, bins = continued(lanes, put_state(earlier.tree, earlier.keys, *self._layout)), earlier.bins
+        return RunState(self.plan.start, lanes, bins)
+
+    def run(self, begun: _Begun, data: Any, keeping: Keeping, stop: Stop | None, report: Report) -> dict[str, Arrays]:
+        """To the end; what was measured, by unit."""
         plan, chunk, lanes = self.plan, self.units[0].chunk, sum(len(unit.lanes) for unit in self.units)
-        last_grid = plan.steps - plan.steps % chunk
-        number = self.devices.number if self.devices.parallel == "lanes" else 1
-        batch = [lane for unit in self._filled(self.units, number) for lane in unit.batch]
-        hyper = put_lanes(hyper_arrays(self.job, batch), self.devices.number, self.devices.parallel)
-        state = self._begin(self._filled(saved, number), batch, hyper, data)
-        hosts.check_equal("checkpoints", [state.step])
-        report(self.job.label, (state.step - plan.start) * lanes)
-        timer = _Timer(place.keeping if place else Keeping(Every()), state.step)
-        done, began = state.step, time.perf_counter()
-        spent = saved[0].about.get("seconds", 0.0) if saved[0] else 0.0
+        last_grid, done = plan.steps - plan.steps % chunk, begun.state.step
+        hosts.check_equal("checkpoints", [done])
+        report(self.job.label, (done - plan.start) * lanes)
+        timer, start = Timer(keeping, done), time.perf_counter()
 
         def between(state: RunState) -> None:
             nonlocal done
@@ -176,45 +147,25 @@ class _Worker:
             done = state.step
             asked = hosts.highest(stop.signal if stop is not None else 0)
             if asked or timer.due(state.step) or state.step in (last_grid, plan.steps):
-                seconds = round(spent + (time.perf_counter() - began) / len(self.units), 3)
+                seconds = round(begun.seconds + (time.perf_counter() - start) / len(self.units), 3)
                 self._save(state, {"kept": timer.stays(state.step), "seconds": seconds})
                 timer.saved(state.step)
             if asked and state.step < plan.steps:
                 self._wait()
                 raise Stopped(asked)
 
-        compiled = compiled_chunk(self.program, *self.devices)
-        state = run_chunks(self.program, state, hyper, data, chunk, plan.steps, between, compiled)
+        compiled = compiled_chunk(self.program, *self._layout)
+        state = run_chunks(self.program, begun.state, begun.hyper, data, chunk, plan.steps, between, compiled)
         self._wait()
-        return {unit.name: _measured(self._arrays(state, i)) for i, unit in enumerate(self.units)}
-
-    def _begin(self, saved: Sequence[Saved | None], batch: Sequence[Lane], hyper: Any, data: Any) -> RunState:
-        """The state at the step where the units stand."""
-        if saved[0] is not None:
-            lanes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(one.tree for one in saved))
-            bins = [
-                _bins(one.arrays, unit.size)
-                for one, unit in zip(saved, self._filled(self.units, len(saved)), strict=True)
-            ]
-            joined = {n: Mean(*(np.concatenate(p) for p in zip(*(b[n] for b in bins), strict=True))) for n in bins[0]}
-            return RunState(saved[0].step, put_lanes(lanes, self.devices.number, self.devices.parallel), joined)
-        number = self.devices.number if self.devices.parallel == "lanes" else 1
-        keys = put_lanes(lane_keys(tuple(batch)), self.devices.number, self.devices.parallel)
-        lanes, bins = initial(self.program, keys, hyper, data, number), {}
-        if self.plan.source is not None:
-            earlier, bins = source_lanes(self.plan.source, [lane.seed for lane in batch], self.plan.experiment.task)
-            lanes = continued(lanes, put_lanes(earlier, self.devices.number, self.devices.parallel))
-        return RunState(self.plan.start, lanes, bins)
+        return {unit.name: measured(self._arrays(state, i)) for i, unit in enumerate(self.units)}
 
     def _save(self, state: RunState, note: dict[str, Any]) -> None:
         if not hosts.is_first():
             return
-        lanes = own_copy(state.lanes)
         for i, (unit, store) in enumerate(zip(self.units, self.stores, strict=True)):
             if store is not None:
-                part = jax.tree.map(lambda leaf, i=i, n=unit.size: leaf[i * n : (i + 1) * n], lanes)
                 said = about(self.plan, self.job, unit, state.step) | note
-                store.save(state.step, part, self._arrays(state, i), said)
+                store.save(state.step, part(state.lanes, i, *self._layout), self._arrays(state, i), said)
 
     def _wait(self) -> None:
         for store in self.stores:
@@ -223,68 +174,24 @@ class _Worker:
 
     def _arrays(self, state: RunState, i: int) -> Arrays:
         """What unit `i` has measured so far, for its lanes alone."""
-        unit = self.units[i]
-        rows = slice(i * unit.size, i * unit.size + len(unit.lanes))
-        arrays = {SUM + name: bins.sum[rows] for name, bins in state.bins.items()}
-        arrays |= {COUNT + name: bins.count[rows] for name, bins in state.bins.items()}
-        lanes = own_copy(state.lanes)
-        arrays |= {"diverged": np.asarray(jax.vmap(self.program.diverged)(lanes))[rows]}
-        return arrays | {name: values[rows] for name, values in _biographies(lanes).items()}
+        unit, lanes = self.units[i], part(state.lanes, i, *self._layout)
+        own = slice(0, len(unit.lanes))
+        arrays = packed(state.bins, slice(i * unit.size, i * unit.size + len(unit.lanes)))
+        arrays |= {"diverged": np.asarray(jax.vmap(self.program.diverged)(lanes))[own]}
+        return arrays | {name: values[own] for name, values in _biographies(lanes).items()}
 
-    @staticmethod
-    def _filled(items: Sequence[Any], number: int) -> list[Any]:
-        """As many as there are devices; the last one again where units are fewer."""
-        return [*items, *[items[-1]] * (-len(items) % number)]
+    @property
+    def _layout(self) -> tuple[int, Parallel]:
+        return self.devices.number, self.devices.parallel
 
+    @property
+    def _abreast(self) -> int:
+        """How many units run at once."""
+        return self.devices.number if self.devices.parallel == "lanes" else 1
 
-class _Timer:
-    """When the next checkpoint is due."""
-
-    def __init__(self, keeping: Keeping, step: int):
-        self._keeping = keeping
-        self.saved(step)
-
-    def saved(self, step: int) -> None:
-        self._step, self._time = step, time.monotonic()
-
-    def stays(self, step: int) -> bool:
-        """Whether the checkpoint of that step was asked to stay for good."""
-        return step in self._keeping.at
-
-    def due(self, step: int) -> bool:
-        steps, seconds = self._keeping.every
-        crossed = steps is not None and step // steps > self._step // steps
-        return step in self._keeping.at or crossed or (seconds is not None and time.monotonic() - self._time >= seconds)
-
-
-def _store(plan: Plan, unit: Unit, place: Place | None) -> Checkpoints | None:
-    if place is None:
-        return None
-    keeping, last_grid = place.keeping, plan.steps - plan.steps % unit.chunk
-    keep = None if keeping.keep is None else max(keeping.keep, 1)
-    folder = place.folder / unit.name
-    return Checkpoints(folder, keep, {*keeping.at, *_kept(folder), last_grid})
-
-
-def _kept(folder: Path) -> set[int]:
-    """The steps of a unit's checkpoints that were asked to stay for good, by whatever launch."""
-    kept = set()
-    for step in Checkpoints(folder).steps():
-        with contextlib.suppress(InputError):
-            if describe(folder / str(step))["about"].get("kept"):
-                kept.add(step)
-    return kept
-
-
-def forget(folder: Path) -> None:
-    """Remove the checkpoints of a label that is over, but those that were asked to stay for good."""
-    stay = {unit.name: _kept(unit) for unit in folder.glob("*/")}
-    if not any(stay.values()):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for name, steps in stay.items():
-        for step in set(Checkpoints(folder / name).steps()) - steps:
-            shutil.rmtree(folder / name / str(step), ignore_errors=True)
+    def _filled(self, items: Sequence[Any]) -> list[Any]:
+        """As many as there are places side by side; the last one again where units are fewer."""
+        return [*items, *[items[-1]] * (-len(items) % self._abreast)]
 
 
 def _resumed(plan: Plan, unit: Unit, store: Checkpoints | None, program: Program, data: Any) -> Saved | None:
@@ -302,7 +209,8 @@ def _resumed(plan: Plan, unit: Unit, store: Checkpoints | None, program: Program
 
 
 def _tell_versions(saved: Saved) -> None:
-    here, there = versions() | {"program": commit()}, saved.about["versions"] | {"program": saved.about["commit"]}
+    here = format_versions() | {"program": commit()}
+    there = saved.about["versions"] | {"program": saved.about["commit"]}
     differ = [f"{name} {there[name]}, now {here[name]}" for name in here if there.get(name, here[name]) != here[name]]
     if differ:
         print(f"warning: {saved.path} was written by another version ({'; '.join(differ)})", file=sys.stderr)
@@ -321,58 +229,6 @@ def about(plan: Plan, job: Job, unit: Unit, step: int) -> dict[str, Any]:
         "chunk": unit.chunk,
         "commit": commit(),
     }
-
-
-def abstract_data(plan: Plan) -> Any:
-    """Shapes of the data."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
-
-
-def abstract_lanes(program: Program, job: Job, unit: Unit, data: Any) -> Any:
-    """Shapes of a unit's lanes."""
-    init = jax.vmap(program.init, in_axes=(0, 0, None))
-    return jax.eval_shape(init, jax.eval_shape(lambda: lane_keys(unit.batch)), hyper_arrays(job, unit.batch), data)
-
-
-def source_lanes(source: Source, seeds: Sequence[int], task: str) -> tuple[Any, dict[str, Mean]]:
-    """The lanes of a source by seed, and what was measured in them so far; `task` as flags write it, with its data."""
-    plan = resolve(dataclasses.replace(experiment_of(source.meta), branch_from="", task=task))
-    job, wanted = plan.job(source.meta["label"]), set(seeds)
-    program, data = job_program(plan, job), abstract_data(plan)
-    found: dict[int, tuple[Any, dict[str, Mean]]] = {}
-    lanes = [Lane(lane["method"], lane["seed"], lane["hyper"]) for lane in source.meta["lanes"]]
-    for entry, folder in zip(source.meta["units"], unit_folders(source.folder, source.meta), strict=True):
-        part, lanes = tuple(lanes[: entry["lanes"]]), lanes[entry["lanes"] :]
-        if wanted.isdisjoint(lane.seed for lane in part):
-            continue
-        unit = Unit(job.label, part, entry["size"], entry["chunk"], entry["name"])
-        saved = Checkpoints(folder).latest_good(abstract_lanes(program, job, unit, data), at=source.step)
-        assert saved is not None, "checked when the source was found"
-        bins = _bins(saved.arrays, len(part))
-        for i, lane in enumerate(part):
-            one = {name: Mean(b.sum[i], b.count[i]) for name, b in bins.items()}
-            found[lane.seed] = (jax.tree.map(lambda leaf, i=i: leaf[i], saved.tree), one)
-    chosen = [found[seed] for seed in seeds]
-    joined = jax.tree.map(lambda *parts: jnp.stack(parts), *(lane for lane, _ in chosen))
-    names = chosen[0][1]
-    return joined, {n: Mean(*(np.stack(p) for p in zip(*(bins[n] for _, bins in chosen), strict=True))) for n in names}
-
-
-def _bins(arrays: Arrays, lanes: int) -> dict[str, Mean]:
-    """Sums and counts of `lanes` lanes out of a checkpoint's arrays; those that only fill up repeat the last one."""
-    names = [name.removeprefix(SUM) for name in arrays if name.startswith(SUM)]
-
-    def filled(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values, np.repeat(values[-1:], lanes - len(values), axis=0)])
-
-    return {name: Mean(filled(arrays[SUM + name]), filled(arrays[COUNT + name])) for name in names}
-
-
-def _measured(arrays: Arrays) -> Arrays:
-    """Means in place of sums and counts."""
-    rest = {name: values for name, values in arrays.items() if not name.startswith((SUM, COUNT))}
-    lanes = len(arrays["diverged"])
-    return means(_bins(arrays, lanes)) | rest
 
 
 def _biographies(lanes: Any) -> Arrays:

@@ -14,18 +14,20 @@ from typing import Any, NamedTuple
 
 import jax
 
+from launch.cli import CANNOT_WRITE
 from launch.durable import StorageError
 from launch.errors import InputError, nearest
 from launch.experiment import Experiment, Plan, resolve
-from launch.labels import begin, finish, over
+from launch.keeping import Keeping, Place, ended, finished
+from launch.label_folder import begin, finish, over
 from launch.lanes import Unit
 from launch.locks import LOCK, TakenError, holder, locked
 from launch.processes import CONTEXT, Report, enter, one_thread_each, reporting
 from launch.resume import Work, work_of
 from launch.run_folder import CHECKPOINTS, DONE, read_meta
 from launch.runner import check
-from launch.stopping import Stop, Stopped, held
-from launch.work import Keeping, Place, ended, finished, run_units
+from launch.stopping import Stop, Stopped, blocked_for_children
+from launch.work import run_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ def check_unit(sweep: Sweep, name: str | None) -> None:
     names = [unit.name for _, unit in units(sweep)]
     if name is not None and name not in names:
         raise InputError(
-            f"--unit: there is no '{name}' in {sweep.root}{nearest(name, names)}; --status lists the units"
+            f"--unit: there is no '{name}' in {sweep.root}{nearest(name, names)}; --status lists the units of work"
         )
 
 
@@ -112,18 +114,21 @@ def prepare(sweep: Sweep) -> None:
         InputError: see `labels_of` and `launch.runner.check`; or the folder holds a run of one of the labels that was
             not made for tuning where this one is, or no checkpoints from which a longer run could go on.
     """
+    labels_of.cache_clear()  # the folder may be another one since this process has looked
     found = labels_of(sweep)
-    for label in found:
-        tuning = label.plan.experiment.tuning
-        if label.work.meta is not None and bool(label.work.meta.get("tuning")) != tuning:
-            made = "not made for tuning" if tuning else "made for tuning"
-            raise InputError(f"--workdir: {label.folder} holds a run that was {made}; choose another folder or label")
     todo = [label for label in found if not over(label.plan, label.work, label.folder)]
     for plan in dict.fromkeys(label.plan for label in todo):
         check(plan, [label.work for label in todo if label.plan is plan], sweep.root, sweep.keeping)
-    for label in found:
-        begin(label.plan, label.work, label.folder)
+    for label in todo:
+        with locked(label.place / LOCK):
+            begin(label.plan, _again(label), label.folder)
     labels_of.cache_clear()
+
+
+def _again(label: Label) -> Work:
+    """The label's work by what its folder says now, which is locked: refused where that has become another run."""
+    job = label.plan.job(label.name)
+    return work_of(label.plan, job, label.folder, "auto", jax.default_backend())
 
 
 def work_through(
@@ -172,13 +177,14 @@ def _join(label: Label, keeping: Keeping, stop: Stop | None = None) -> None:
     place, measured = Place(label.place, keeping), {}
     try:
         with locked(label.place / LOCK):
-            if label.over:
+            work = _again(label)
+            if label.over or work.units != label.work.units:
                 return
             for unit in label.work.units:
                 # A last checkpoint that is no longer as it was written is computed again from the one before.
                 arrays = finished(label.plan, unit, place) or run_units(label.plan, [unit], place, stop=stop)[0]
                 measured[unit.name] = arrays
-            finish(label.plan, label.work, measured, label.folder, keeping, 0.0)
+            finish(label.plan, work, measured, label.folder, keeping, 0.0)
     except TakenError:
         return
 
@@ -206,11 +212,13 @@ def _run_processes(sweep: Sweep, workers: int, stop: Stop | None, report: Report
     """Work through a sweep with worker processes; how many of them ended early."""
     with reporting(report) as queue, one_thread_each():
         processes = [CONTEXT.Process(target=_worker, args=(sweep, stop, queue, sys.path)) for _ in range(workers)]
-        with held():  # a signal to the whole group must not kill workers that do not listen yet
+        with blocked_for_children():  # a signal to the whole group must not kill workers that do not listen yet
             for process in processes:
                 process.start()
         for process in processes:
             process.join()
+    if any(process.exitcode == CANNOT_WRITE for process in processes):
+        raise StorageError("--workers: a worker could not write; the last good checkpoints stand")
     return sum(process.exitcode != 0 for process in processes)
 
 
@@ -222,4 +230,4 @@ def _worker(sweep: Sweep, stop: Stop | None, queue: Any, path: list[str]) -> Non
         pass
     except (InputError, StorageError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(CANNOT_WRITE if isinstance(error, StorageError) else 1)

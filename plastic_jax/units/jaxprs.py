@@ -14,7 +14,9 @@ __all__ = [
     "body",
     "closed",
     "fingerprint",
+    "inner",
     "line_of",
+    "peak",
     "rerun",
     "run",
     "scan_parts",
@@ -88,18 +90,41 @@ def rerun(eqn: JaxprEqn, run: Callable[..., Any], args: Sequence[Any]) -> Any:
 
 def fingerprint(jaxpr: ClosedJaxpr) -> Any:
     """Equal for programs whose values stand at the same places."""
-    inner = lambda eqn: [p for p in jax.tree.leaves(list(eqn.params.values())) if isinstance(p, ClosedJaxpr | Jaxpr)]  # noqa: E731
     return (
         tuple(str(v.aval) for v in jaxpr.jaxpr.invars),
         tuple(
             (
                 eqn.primitive.name,
                 tuple(str(v.aval) for v in eqn.outvars),
-                tuple(fingerprint(closed(p)) for p in inner(eqn)),
+                tuple(fingerprint(each) for each in inner(eqn)),
             )
             for eqn in jaxpr.jaxpr.eqns
         ),
     )
+
+
+def inner(eqn: JaxprEqn) -> list[ClosedJaxpr]:
+    """All programs that an equation holds: what it calls, the bodies of loops, the branches."""
+    return [closed(p) for p in jax.tree.leaves(list(eqn.params.values())) if isinstance(p, ClosedJaxpr | Jaxpr)]
+
+
+def peak(jaxpr: ClosedJaxpr, size: Callable[[Any], int]) -> int:
+    """The most that is held at one moment beside the inputs, by `size` of abstract values.
+
+    Every equation's results are held from when it runs to their last use, and with them what its own programs hold.
+    """
+    eqns = jaxpr.jaxpr.eqns
+    last = {id(v): i for i, eqn in enumerate(eqns) for v in eqn.invars}
+    last |= {id(v): len(eqns) for v in jaxpr.jaxpr.outvars}
+    held: dict[int, int] = {}
+    total, most = 0, 0
+    for i, eqn in enumerate(eqns):
+        made = {id(v): size(v.aval) for v in eqn.outvars}
+        held |= made
+        total += sum(made.values())
+        most = max(most, total + max((peak(each, size) for each in inner(eqn)), default=0))
+        total -= sum(held.pop(id(v), 0) for v in (*eqn.invars, *eqn.outvars) if last.get(id(v), i) == i)
+    return most
 
 
 def shape(variable: Any) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ import pytest
 
 import launch
 from launch.branch import find_source
+from launch.branching import source_lanes
 from launch.errors import InputError
 from launch.experiment import branched, resolve
 from launch.programs import continued
-from launch.work import source_lanes
 from tests.launch import tiny
 
 AT = 30
@@ -50,9 +50,9 @@ def test_the_optimizers_state_is_fresh_and_the_networks_are_not(source):
     np.testing.assert_array_equal(found[:, 0], expected[:, 0])
     assert (found[:, 1:] != expected[:, 1:]).all()
     there = find_source(f"{source}/heavy@{AT}")
-    lanes, bins = source_lanes(there, [0, 1, 2], tiny.TASK)
-    assert lanes.learner.params["Dense_0"]["kernel"].shape == (3, 2, 1)
-    count = bins["squared_error"].count
+    earlier = source_lanes(there, [0, 1, 2], tiny.TASK)
+    assert earlier.tree.learner.params["Dense_0"]["kernel"].shape == (3, 2, 1)
+    count = earlier.bins["squared_error"].count
     np.testing.assert_array_equal(count[:, 1], 10)
 
 

@@ -21,6 +21,7 @@ from launch.durable import StorageError
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program
+from launch.leaves import with_keys
 from plastic_jax.paths import leaf_names
 
 
@@ -40,6 +41,11 @@ def assert_same(read, saved):
     assert jax.tree.structure(read) == jax.tree.structure(saved)
     for name, a, b in zip(leaf_names(saved), jax.tree.leaves(read), jax.tree.leaves(saved), strict=True):
         assert raw(a) == raw(b), name
+
+
+def back(read):
+    """The tree of a checkpoint, with its keys."""
+    return with_keys(read.tree, read.keys)
 
 
 def abstract(tree):
@@ -115,7 +121,7 @@ def test_every_dtype_shape_and_container_comes_back_bit_for_bit(tmp_path):
     checkpoints.save(12, tree, arrays, about)
     read = checkpoints.latest_good(abstract(tree))
     assert read.step == 12 and read.path == tmp_path / "unit" / "12"
-    assert_same(read.tree, tree)
+    assert_same(back(read), tree)
     assert set(read.arrays) == set(arrays)
     for name, values in arrays.items():
         assert raw(read.arrays[name]) == raw(np.asarray(values)), name
@@ -128,7 +134,7 @@ def test_a_tree_that_is_one_leaf_and_a_tree_without_leaves(tmp_path):
     for i, tree in enumerate((jnp.arange(3.0), {"a": (), "b": None})):
         checkpoints = Checkpoints(tmp_path / str(i))
         checkpoints.save(0, tree, {}, {})
-        assert_same(checkpoints.latest_good(abstract(tree)).tree, tree)
+        assert_same(back(checkpoints.latest_good(abstract(tree))), tree)
 
 
 def test_the_lanes_of_a_real_method_go_on_from_disk_as_if_never_stopped(tmp_path):
@@ -155,7 +161,7 @@ def test_the_lanes_of_a_real_method_go_on_from_disk_as_if_never_stopped(tmp_path
     lanes = advance(lanes, 0)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(50, lanes, {}, {})
-    read = checkpoints.latest_good(abstract(lanes)).tree
+    read = back(checkpoints.latest_good(abstract(lanes)))
     assert_same(read, lanes)
     assert_same(advance(read, 50), advance(lanes, 50))
 
@@ -171,16 +177,23 @@ def test_what_was_saved_may_be_donated_and_written_over_at_once(tmp_path):
     assert tree["w"].is_deleted()
     tree["n"][:] = arrays["loss"][:] = -1
     read = checkpoints.latest_good(abstract(expected))
-    assert_same(read.tree, jax.tree.map(jnp.asarray, expected))
+    assert_same(back(read), jax.tree.map(jnp.asarray, expected))
     np.testing.assert_array_equal(read.arrays["loss"], np.ones(4))
 
 
-def test_what_was_read_may_be_donated(tmp_path):
-    checkpoints = saved(tmp_path, 1)
-    w = checkpoints.latest_good(abstract(small(1))).tree["w"]
-    jax.jit(lambda w: w * 0 - 1, donate_argnums=0)(w).block_until_ready()
-    assert w.is_deleted()
-    assert_same(checkpoints.latest_good(abstract(small(1))).tree, small(1))
+def test_what_was_read_is_in_the_hosts_memory_with_keys_as_their_data(tmp_path):
+    read, _ = latest(saved(tmp_path, 1).folder)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(read.tree))
+    assert read.tree["key"].dtype == np.uint32 and read.keys == {"key": "threefry2x32"}
+
+
+def test_arrays_alone_are_those_of_a_checkpoint_that_is_there_and_good(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2)
+    np.testing.assert_array_equal(checkpoints.arrays(2)["loss"], ARRAY["loss"] * 2)
+    assert checkpoints.arrays(3) is None
+    flip(number_file(tmp_path / "2"))
+    assert checkpoints.arrays(2) is None, "the pytree is damaged, the arrays are not"
+    assert raw(checkpoints.arrays(1)["loss"]) == raw(ARRAY["loss"])
 
 
 def test_the_newest_stay_and_milestones_always(tmp_path):
@@ -273,7 +286,7 @@ def test_a_damaged_newest_one_is_told_in_one_line_and_the_one_before_is_taken(th
     assert problem in verify(tmp_path / "unit" / "30")
     assert len(said) == 1 and "\n" not in said[0] and problem in said[0] and str(tmp_path / "unit" / "30") in said[0]
     assert read.step == 20
-    assert_same(read.tree, small(20))
+    assert_same(back(read), small(20))
     assert raw(read.arrays["loss"]) == raw(ARRAY["loss"] * 20)
 
 
@@ -367,7 +380,7 @@ def test_another_structure_is_refused_with_what_differs_before_orbax_is_asked(th
 
 
 def test_a_long_list_of_differences_is_cut_and_other_versions_are_named(three, monkeypatch):
-    monkeypatch.setattr(checkpoint, "versions", lambda: {"jax": "99"})
+    monkeypatch.setattr(checkpoint, "format_versions", lambda: {"jax": "99"})
     with pytest.raises(InputError, match=r"and 6 more; written with .*jax .* \(now 99\)"):
         Checkpoints(three).latest_good([jnp.zeros(i) for i in range(10)])
 
@@ -542,5 +555,5 @@ def test_a_program_that_ends_during_a_save_leaves_the_old_one_good_and_is_not_si
     )
     tree = {"w": jnp.arange(6.0)}
     read = Checkpoints(tmp_path).latest_good(abstract(tree), warn=lambda line: pytest.fail(line))
-    assert_same(read.tree, tree)
+    assert_same(back(read), tree)
     assert read.step == 20 or "20: this checkpoint could not be written" in result.stderr

@@ -4,8 +4,13 @@ batches shared by 1, 2 and 4 of them teach the same, and replace the same units.
 All runs are made by this file as a program of its own, which has four devices; see `main`.
 """
 
+import contextlib
+import itertools
 import json
+import logging
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +22,15 @@ import pytest
 
 from launch import run
 from launch.checkpoint import Checkpoints
+from launch.devices import part, put_lanes, put_state
 from launch.experiment import Experiment, resolve
+from launch.keeping import abstract_data, abstract_lanes
+from launch.leaves import on_host
 from launch.processes import enable_compilation_cache
 from launch.resume import recorded
 from launch.run_folder import read_meta, unit_folders
 from launch.stopping import Stop, Stopped
-from launch.work import abstract_data, abstract_lanes, program_of
+from launch.work import program_of
 from plastic_jax.paths import leaf_names
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +77,44 @@ def main(kind, folder):
     for number in (1, 4) if kind == "lanes" else (4,):
         shutil.copytree(folder / "stopped", folder / f"then{number}")
         run(experiment, folder / f"then{number}", devices=number, parallel=kind, workers=1)
+    if kind == "lanes":
+        (folder / "watched.json").write_text(json.dumps(watched(experiment, folder)))
+
+
+def watched(experiment, folder):
+    """The most bytes on each of four devices, and how often a chunk was compiled: a run stopped, and gone on with."""
+    found, compiled, said = [], [], []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("jax").addHandler(listener)
+    for stops in (True, False):
+        stop, most = Stop(), dict.fromkeys(map(str, jax.devices()), 0)
+        reports = itertools.count()
+
+        def report(label, lane_steps, stop=stop, stops=stops, most=most, reports=reports):
+            here = dict.fromkeys(most, 0)
+            for shard in (shard for array in jax.live_arrays() for shard in array.addressable_shards):
+                here[str(shard.device)] += shard.data.nbytes
+            most.update({device: max(most[device], size) for device, size in here.items()})
+            if stops and next(reports) == 4:
+                stop.request(15)
+
+        said.clear()
+        with contextlib.suppress(Stopped), jax.log_compiles():
+            run(experiment, folder / "watched", devices=4, stop=stop, report=report)
+        found.append(most)
+        compiled.append(sum(bool(re.match(r"Compiling (jit\()?chunk\b", line)) for line in said))
+    return {"bytes": found, "compiled": compiled, "parts": parts()}
+
+
+def parts():
+    """Where the parts of lanes on four devices lie, and what they hold."""
+    tree = {"n": np.arange(8, dtype=np.int32), "key": jax.random.split(jax.random.key(0), 8)}
+    put = put_lanes(tree, 4, "lanes")
+    each = [part(put, index, 4, "lanes") for index in range(4)]
+    same = [bool((one["key"] == tree["key"][2 * i : 2 * i + 2]).all()) for i, one in enumerate(each)]
+    places = [[str(device) for leaf in one.values() for device in leaf.devices()] for one in each]
+    return {"devices": places, "n": [one["n"].tolist() for one in each], "same keys": same}
 
 
 def made(kind, folder):
@@ -118,6 +164,49 @@ def test_lanes_do_not_know_how_many_devices_there_are(lanes, other):
     assert final_checkpoints(lanes / other) == expected
 
 
+def test_a_run_that_goes_on_holds_on_every_device_what_it_held_before(lanes):
+    first, then = json.loads((lanes / "watched.json").read_text())["bytes"]
+    assert len(set(first.values())) == 1 and min(first.values()) > 0
+    assert then == first
+
+
+def test_a_run_that_goes_on_compiles_its_chunk_once(lanes):
+    assert json.loads((lanes / "watched.json").read_text())["compiled"] == [1, 1]
+
+
+def test_the_part_of_a_unit_lies_on_its_device_alone(lanes):
+    parts = json.loads((lanes / "watched.json").read_text())["parts"]
+    assert parts["n"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert all(parts["same keys"]) and len(parts["same keys"]) == 4
+    assert [len(set(places)) for places in parts["devices"]] == [1] * 4
+    assert len({place for places in parts["devices"] for place in places}) == 4
+
+
+def aligned(shape):
+    """Zeros in host memory that a CPU device takes as they are."""
+    memory = np.zeros(4 * math.prod(shape) + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+
+
+def test_a_state_that_was_put_shares_no_memory_with_the_host():
+    host = aligned((4, 1000))
+    put = put_state({"w": host}, {}, 1, "lanes")["w"]
+    host[:] = 1
+    assert not np.asarray(put).any()
+    jax.jit(lambda w: w + 2, donate_argnums=0)(put).block_until_ready()
+    assert put.is_deleted()
+    assert (host == 1).all()
+
+
+def test_keys_are_put_as_typed_keys():
+    keys = jax.random.split(jax.random.key(3, impl="rbg"), 4)
+    host, kinds = on_host({"key": keys, "n": np.arange(4, dtype=np.int32)})
+    put = put_state(host, kinds, 1, "lanes")
+    assert put["key"].dtype == keys.dtype
+    np.testing.assert_array_equal(jax.random.key_data(put["key"]), jax.random.key_data(keys))
+
+
 def test_the_run_that_went_on_had_been_stopped_half_way(lanes, batch):
     for folder, length in ((lanes, STEPS), (batch, 200)):
         steps = [int(path.name) for path in (folder / "stopped" / "cbp" / "checkpoints").glob("*/[0-9]*")]
@@ -151,7 +240,7 @@ def state(folder):
     found = {}
     for unit, path in zip(recorded(plan, plan.jobs[0], meta), unit_folders(folder / "cbp", meta), strict=True):
         abstract = abstract_lanes(program_of(plan, plan.jobs[0]), plan.jobs[0], unit, abstract_data(plan))
-        tree = Checkpoints(path).latest_good(abstract).tree
+        tree = Checkpoints(path).latest_good(abstract).tree  # keys as their data
         found |= dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
     return found
 

@@ -166,7 +166,7 @@ def test_a_units_name_knows_all_that_decides_its_numbers_but_the_length():
 
 
 def test_a_chunk_of_a_wide_network_is_over_in_seconds():
-    plan = changed(network="mlp(widths=(2000,2000,2000))")
+    plan = changed(network="mlp(widths=(4000,4000,4000))")
     small, wide = (units_of(p, p.jobs[0], "cpu")[0].chunk for p in (changed(), plan))
     assert small == 200
     assert wide < small and small % wide == 0

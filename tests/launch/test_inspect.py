@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import flax.serialization
@@ -138,7 +137,7 @@ def test_the_parameters_of_a_lane_are_those_of_the_run(finished, tmp_path, monke
     assert path == Path("heavy-seed2-step60.msgpack")
     variables = flax.serialization.msgpack_restore(path.read_bytes())
     assert set(variables) == {"params"}
-    unit = next(iter((finished / "heavy" / CHECKPOINTS).iterdir()))
+    (unit,) = (finished / "heavy" / CHECKPOINTS).glob("*/")
     raw = tiny.contents(unit / "60")
     kind, shape, data = raw["state/learner/params/Dense_0/kernel"]
     expected = np.frombuffer(data, kind).reshape(shape)[2]
@@ -184,10 +183,8 @@ def test_no_file_is_overwritten_and_a_place_that_cannot_be_written_is_told(finis
 
 def test_the_command(finished, tmp_path):
     command = [sys.executable, "-m", "launch.inspect", str(finished / "heavy")]
-    began = time.monotonic()
     done = subprocess.run([*command, "--parameters=1", f"--out={tmp_path / 'file'}"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{tmp_path / 'file'}\n", b"")
-    assert time.monotonic() - began < 60
     done = subprocess.run([*command, "--out=x"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --out: needs --parameters=LANE\n")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import loop
+from launch import bins, loop
 from launch.experiment import Experiment, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program
 from launch.programs import Mean, Program
@@ -85,13 +85,13 @@ def test_bins_average_what_a_plain_loop_observes_also_in_a_partial_bin(steps):
 
 def test_probes_come_before_and_evaluations_after_their_step():
     carry = ran(counting(bin_size=10, probe_every=10, evaluate_every=10), 40)
-    means = loop.means(carry.bins)
+    means = bins.means(carry.bins)
     np.testing.assert_array_equal(means["probed"][0], [0, 10010, 20020, 30030])  # at clock c, c steps done, bin c // 10
     np.testing.assert_array_equal(means["evaluated"][0], [10010, 20020, 30030, 40040])  # at c, in bin (c - 1) // 10
 
 
 def test_bins_without_a_measurement_are_nan_and_nothing_else_is():
-    means = loop.means(ran(counting(bin_size=10, probe_every=30, evaluate_every=None), 60).bins)
+    means = bins.means(ran(counting(bin_size=10, probe_every=30, evaluate_every=None), 60).bins)
     np.testing.assert_array_equal(np.isnan(means["probed"][1]), [False, True, True, False, True, True])
     assert np.isfinite(means["value"]).all()
     assert "evaluated" not in means
@@ -113,7 +113,7 @@ def test_lanes_are_independent():
     program = counting()
     together, alone = ran(program, 60), ran(program, 60, lanes=slice(1, 2))
     np.testing.assert_allclose(together.lanes["value"][1:2], alone.lanes["value"], rtol=1e-6)
-    np.testing.assert_allclose(loop.means(together.bins)["value"][1:2], loop.means(alone.bins)["value"], rtol=1e-6)
+    np.testing.assert_allclose(bins.means(together.bins)["value"][1:2], bins.means(alone.bins)["value"], rtol=1e-6)
 
 
 def test_the_carry_is_donated():
@@ -151,10 +151,10 @@ def test_progress_is_told_after_every_chunk():
 
 
 def test_bins_grow_with_the_run_and_forget_nothing():
-    short = loop.grown(ran(counting(), 40).bins, 2)
-    longer = loop.grown(short, 4)
-    for name, bins in short.items():
-        np.testing.assert_array_equal(longer[name].sum, np.pad(bins.sum, ((0, 0), (0, 2))))
+    short = bins.grown(ran(counting(), 40).bins, 2)
+    longer = bins.grown(short, 4)
+    for name, one in short.items():
+        np.testing.assert_array_equal(longer[name].sum, np.pad(one.sum, ((0, 0), (0, 2))))
         np.testing.assert_array_equal(longer[name].count[:, 2:], 0)
 
 

@@ -369,8 +369,8 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_deleted(half, tmp_pat
 
 def test_a_checkpoint_of_another_version_is_told_in_one_line(half, whole, tmp_path, capsys, monkeypatch):
     folder, _ = copied(half, tmp_path)
-    here = checkpoint.versions()
-    monkeypatch.setattr("launch.work.versions", lambda: here | {"jax": "99.0"})
+    here = checkpoint.format_versions()
+    monkeypatch.setattr("launch.work.format_versions", lambda: here | {"jax": "99.0"})
     tiny.run(tiny.experiment(), folder)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -437,10 +437,8 @@ def test_a_real_process_writes_checkpoints_and_leaves_with_the_shells_status(tmp
     units = 2 if workers == 2 else 1
     _until(lambda: len({path.parent for path in tiny.checkpoints(tmp_path).values()}) == units, process)
     process.send_signal(number)
-    began = time.monotonic()
     said = process.communicate(timeout=30)[1]
     assert process.returncode == status
-    assert time.monotonic() - began < 30
     assert said == f"{signal.Signals(number).name}: writing checkpoints; once more to end at once\n"
     steps = [int(path.name) for path in tiny.checkpoints(tmp_path).values()]
     assert max(steps) >= 2000 and not list(tmp_path.glob(f"**/{METRICS}"))

@@ -13,8 +13,8 @@ import launch
 from launch import runner
 from launch.errors import InputError
 from launch.experiment import Experiment, branched
+from launch.keeping import Keeping
 from launch.run_folder import read_runs
-from launch.work import Keeping
 
 REPLACING = "continual_backprop(maturity_threshold=10,replacement_rate=0.05)"
 METHODS = "backprop,zero_l2=l2(weight_decay=0),zero_rate=continual_backprop(replacement_rate=0),wild=backprop"

@@ -10,8 +10,8 @@ import pytest
 from launch import slurm
 from launch import sweep as command
 from launch.errors import InputError
-from launch.manifest import SWEEP
 from launch.status import status
+from launch.sweep_file import SWEEP
 from launch.workers import Sweep, prepare, run_workers, units_left, work_through
 from tests.launch import tiny
 from tests.launch.test_sweep import grid, sweep

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.stopping import Stop, Stopped, held, listening
+from launch.stopping import Stop, Stopped, blocked_for_children, listening
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_a_second_signal_ends_at_once_with_its_own_status():
     process.send_signal(signal.SIGINT)
     status, out, said, seconds = ended(process)
     assert (status, out, said) == (130, "", ENDED.format("a second signal"))
-    assert seconds < 5
+    assert seconds < 30
 
 
 def test_patience_ends_too():
@@ -117,23 +117,28 @@ def test_a_main_thread_that_is_busy_outside_python_does_not_delay_the_flag():
     assert status == 143 and seconds < 10
 
 
-def test_signals_wait_where_they_are_held():
-    with listening() as stop:
-        with held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert signal.SIGTERM in signal.sigpending() or stop.signal
-        for _ in range(500):
-            if stop.signal:
-                break
-            time.sleep(0.01)
-        assert stop.signal == signal.SIGTERM
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc says which signals are blocked")
+def test_processes_started_in_the_block_begin_with_signals_blocked_and_others_do_not():
+    with blocked_for_children():
+        assert blocked_in_a_child() >= {signal.SIGTERM, signal.SIGINT}
+    assert not blocked_in_a_child() & {signal.SIGTERM, signal.SIGINT}
+
+
+def blocked_in_a_child():
+    """The signals that a process started now has blocked."""
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        text = Path(f"/proc/{child.pid}/status").read_text()
+    finally:
+        child.kill()
+        child.wait()
+    (mask,) = (int(line.split()[1], 16) for line in text.splitlines() if line.startswith("SigBlk:"))
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 WORKERS = """
     import concurrent.futures, multiprocessing, os, sys, time
-    from launch.stopping import held, in_worker, listening
+    from launch.stopping import blocked_for_children, in_worker, listening
 
     def work(seconds):
         print("ready", os.getpid(), flush=True)
@@ -143,7 +148,7 @@ WORKERS = """
         with listening() as stop:
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(2, context, in_worker, (stop,)) as pool:
-                with held():
+                with blocked_for_children():
                     futures = [pool.submit(work, float(sys.argv[1])) for _ in range(2)]
                 [future.result() for future in futures]
             print("came to an end", stop.signal, flush=True)
@@ -185,17 +190,10 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     process.kill()
     process.wait()
     began = time.monotonic()
-    while any(_alive(worker) for worker in workers):
+    while any(tiny.alive(worker) for worker in workers):
         assert time.monotonic() - began < 20
         time.sleep(0.05)
     process.communicate()
-
-
-def _alive(number):
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_group_that_is_told_while_workers_start_leaves_with_the_signals_status(tmp_path):
@@ -207,23 +205,10 @@ def test_a_group_that_is_told_while_workers_start_leaves_with_the_signals_status
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     began = time.monotonic()
-    while len(_children(process.pid)) < 3:  # two workers, and the process that cleans up after them
+    while len(tiny.children(process.pid)) < 3:  # two workers, and the process that cleans up after them
         assert process.poll() is None and time.monotonic() - began < 120
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     status, _, said, seconds = ended(process, 60)
     assert (status, said) == (143, TOLD.format("SIGTERM"))
     assert seconds < 30
-
-
-def _children(parent):
-    """Ids of the processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(path.parent.name))
-    return found

@@ -18,8 +18,8 @@ from launch.errors import InputError
 from launch.experiment import resolve
 from launch.grid import read_grid
 from launch.locks import locked
-from launch.manifest import SWEEP, read_experiments
 from launch.run_folder import read_run, read_runs
+from launch.sweep_file import SWEEP, read_experiments
 from tests.launch import tiny
 
 HEAD = f'task = "{tiny.TASK}"\nnetwork = "{tiny.NETWORK}"\nbin = 20\nchunk = 5\nlanes_per_batch = 2\n'
@@ -60,9 +60,9 @@ def copy(whole, tmp_path):
     return tmp_path / "runs"
 
 
-def test_the_manifest_lists_every_unit_with_its_lanes(whole):
-    manifest = json.loads((whole / SWEEP).read_text())
-    units = manifest["units"]
+def test_the_list_has_every_unit_with_its_lanes(whole):
+    listed = json.loads((whole / SWEEP).read_text())
+    units = listed["units"]
     assert [(unit["label"], unit["lanes"], unit["seeds"], unit["steps"]) for unit in units] == [
         (label, 2, "100:102", 60) for label in ("backprop", "backprop", "l2", "l2")
     ]
@@ -189,7 +189,9 @@ def test_parts_folder_of_the_data_and_diverged_lanes(tmp_path, capsys):
 def test_before_it_begins_a_sweep_can_be_looked_at(tmp_path, capsys):
     for flag in ("--dry_run", "--status"):
         assert sweep(grid(tmp_path), f"--workdir={tmp_path / 'runs'}", flag) == 0
-        said = capsys.readouterr().out.splitlines()
+        costs, _, table = capsys.readouterr().out.rpartition("\n\nlabel ")
+        assert ("backprop: 4 lanes in 2 x 2" in costs and "about" in costs) == (flag == "--dry_run")
+        said = table.splitlines()
         assert said[1].split() == ["backprop", "4", "2", "0", "0", "2", "0%"]
         assert len([line for line in said if "step 0 of 60" in line]) == 4
     assert not (tmp_path / "runs").exists()

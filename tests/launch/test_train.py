@@ -1,5 +1,6 @@
 """The command: flags in, results or one line out."""
 
+import re
 import subprocess
 import sys
 import time
@@ -8,10 +9,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from launch import runner, train
+from launch import runner, sweep, train
 from launch.errors import InputError
-from launch.run_folder import read_runs
+from launch.experiment import resolve
+from launch.inspect import define_flags as inspect
+from launch.resume import DETERMINISTIC, Manner, differences, manner_here
+from launch.run_folder import read_meta, read_runs
 from launch.syntax import with_settings
+from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
 TASK = "--task=slowly_changing_regression"
@@ -88,6 +93,57 @@ def test_the_shell_sees_status_2_and_one_line(arguments, words, tmp_path):
     assert done.stderr.count("\n") == 1
     assert all(word in done.stderr for word in words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [("train", lambda: defined(train.define_flags)), ("sweep", sweep.accepted), ("inspect", lambda: defined(inspect))],
+)
+def test_help_shows_every_flag_that_the_command_accepts(name, accepted):
+    call = [sys.executable, "-m", f"launch.{name}", "--help"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+):", done.stdout, re.MULTILINE))
+    assert set(accepted()) == shown
+    assert all(line.endswith("\\") for line in done.stdout.splitlines() if "--sweep=step_size" in line)
+
+
+def defined(define_flags):
+    values = flags.FlagValues()
+    define_flags(values)
+    return list(values)
+
+
+def test_a_manner_of_working_that_can_change_the_last_bits_is_refused_on_the_way(tmp_path):
+    tiny.run(tiny.experiment(), tmp_path)
+    before = tiny.snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"holds another run \(parallel lanes there, batch asked\)"):
+        tiny.run(tiny.experiment(steps=80), tmp_path, workers=None, parallel="batch")
+    assert tiny.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "differ"),
+    [
+        ({}, Manner("lanes", True), []),
+        ({}, Manner("batch"), ["parallel lanes there, batch asked"]),
+        ({"parallel": "batch", "deterministic": None}, Manner("batch", True), []),
+        ({"deterministic": False}, Manner("lanes", True), ["deterministic False there, True asked"]),
+        ({"deterministic": True}, Manner("lanes", None), []),
+    ],
+)
+def test_which_manners_differ(there, here, differ, tmp_path):
+    experiment = tiny.experiment()
+    tiny.run(experiment, tmp_path)
+    plan = resolve(experiment)
+    meta = {name: value for name, value in read_meta(tmp_path / "backprop").items() if name not in Manner._fields}
+    assert differences(plan, plan.jobs[0], meta | there, here) == differ
+
+
+def test_deterministic_operations_are_a_matter_of_gpus(monkeypatch):
+    for given, wanted in (("", False), (DETERMINISTIC, True), (f"--xla_a=1 {DETERMINISTIC}", True)):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        assert manner_here("lanes", "gpu") == ("lanes", wanted)
+        assert manner_here("lanes", "cpu") == ("lanes", None)
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):

@@ -1,13 +1,10 @@
 """Workers on one folder: whoever does what, and whoever is killed, the end has the same bytes, and nothing is done
 twice."""
 
-import dataclasses
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -166,68 +163,3 @@ def test_the_signal_to_stop_is_heard_between_units(tmp_path):
     with pytest.raises(Stopped):
         run_workers(sweep, 1, stop, silent)
     assert units_left(sweep) == 4 and not tiny.checkpoints(tmp_path)
-
-
-# Real processes -------------------------------------------------------------------------------------------------------
-
-LENGTH = {"steps": 20_000, "bin": 20_000, "chunk": 500}
-COMMAND = [
-    sys.executable, "-m", "launch.sweep", f"--task={tiny.TASK}(change_every=1000)", f"--network={tiny.NETWORK}",
-    "--methods=backprop", "--seeds=5:8", *(f"--{name}={value}" for name, value in LENGTH.items()),
-    "--lanes_per_batch=1", "--workers=2", "--checkpoint_every=500",
-]  # fmt: skip
-
-
-def started(root):
-    """The command's process, in a group of its own, once two workers have begun; and the workers' ids."""
-    process = subprocess.Popen(
-        [*COMMAND, f"--workdir={root}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    began = time.monotonic()
-    while True:
-        told = {path.read_text() for path in root.glob("backprop/checkpoints/*/LOCK")}
-        running = [number for text in told if text and alive(number := int(text.split()[1]))]
-        if len(running) == 2:
-            return process, running
-        assert process.poll() is None and time.monotonic() - began < 120, process.communicate()
-        time.sleep(0.02)
-
-
-def alive(number):
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_killed_workers_and_parents_started_again_come_to_the_same_end(tmp_path):
-    asked = tiny.experiment(seeds=(5, 6, 7), lanes_per_batch=1, **LENGTH)
-    asked = dataclasses.replace(asked, task=f"{tiny.TASK}(change_every=1000)", tuning=True)
-    whole, killed = (Sweep(tmp_path / name, (asked,), tiny.keeping(10_000)) for name in ("whole", "killed"))
-    prepare(whole)
-    work_through(whole)
-
-    process, _ = started(killed.root)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=60)[1] == "SIGINT: writing checkpoints; once more to end at once\n"
-    assert process.returncode == 130
-
-    process, running = started(killed.root)
-    process.kill()
-    process.communicate(timeout=60)
-    began = time.monotonic()
-    while any(alive(number) for number in running):
-        assert time.monotonic() - began < 20
-        time.sleep(0.02)
-
-    process, running = started(killed.root)
-    for number in running:
-        os.kill(number, signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
-    wanted = r"error: --workers: 2 of 2 workers ended early, [23] units left; the same command goes on\n"
-    assert re.fullmatch(wanted, said) and process.returncode == 2
-
-    prepare(killed)
-    run_workers(killed, 1, Stop(), silent)
-    tiny.assert_same_ends(killed.root, whole.root)

@@ -14,10 +14,10 @@ import numpy as np
 
 import launch
 from launch import checkpoint
+from launch.keeping import Keeping
 from launch.run_folder import CHECKPOINTS, METRICS
 from launch.stopping import Stop, Stopped
 from launch.syntax import Every
-from launch.work import Keeping
 from tasks.base import Batch, Schedule, Spec, Task
 
 TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
@@ -148,6 +148,27 @@ def snapshot(folder):
         path: (path.stat().st_mtime_ns, path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest())
         for path in [Path(folder), *Path(folder).rglob("*")]
     }
+
+
+def alive(number):
+    """Whether the process of that id runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(parent):
+    """Ids of the processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(path.parent.name))
+    return found
 
 
 def damage(path):

@@ -66,7 +66,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_run_left_alone(
             equal += tiny.assert_same_ends(folder, tmp_path / "whole")
             folders += 1
             continue
-        workers = _children(process.pid)
+        workers = tiny.children(process.pid)
         process.kill()
         process.wait()
         _gone(workers)
@@ -118,29 +118,9 @@ def _until_save(process, folder):
     return True
 
 
-def _children(parent):
-    """Ids of the processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(path.parent.name))
-    return found
-
-
 def _gone(workers):
     """Wait until orphans have ended by themselves."""
     began = time.monotonic()
-    while any(_alive(worker) for worker in workers):
+    while any(tiny.alive(worker) for worker in workers):
         assert time.monotonic() - began < 30, "workers outlive the run that was killed"
         time.sleep(0.02)
-
-
-def _alive(number):
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

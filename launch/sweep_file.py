@@ -17,7 +17,7 @@ SWEEP = "sweep.json"
 SCHEMA = 1
 
 
-def write_manifest(sweep: Sweep) -> None:
+def write_sweep_file(sweep: Sweep) -> None:
     """Write down the experiments of a sweep and its units of work."""
     listed = []
     for label in labels_of(sweep):
@@ -40,11 +40,11 @@ def write_manifest(sweep: Sweep) -> None:
         file.write((json.dumps({"schema": SCHEMA, "experiments": kept, "units": listed}, indent=1) + "\n").encode())
 
 
-def check_manifest(sweep: Sweep) -> None:
+def check_sweep_file(sweep: Sweep) -> None:
     """Refuse a sweep that leaves out labels of the one in its folder, which would be forgotten.
 
     Raises:
-        InputError: it does, or the manifest that is there cannot be read.
+        InputError: it does, or the list that is there cannot be read.
     """
     if not (sweep.root / SWEEP).exists():
         return
@@ -65,7 +65,7 @@ def read_experiments(root: Path) -> tuple[Experiment, ...]:
     """The experiments of the sweep in a folder.
 
     Raises:
-        InputError: there is none, or its manifest cannot be read.
+        InputError: there is none, or its list cannot be read.
     """
     path = root / SWEEP
     if not path.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from launch import jobs, train
+from launch import scripts, train
 
 TEXT = (Path(train.__file__).parent / "clusters.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```sh\n(.*?)\n```\n\n```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -69,11 +69,11 @@ def test_scripts_run_the_command_that_was_given(command, script):
             assert values[name].value == given[name].value
     blocks = [values.block for values in found if values.block]
     if "slurm" in command and given.parallel != "batch":
-        assert blocks == [f"2/{jobs.BLOCKS}"] and f"--array=0-{jobs.BLOCKS - 1}\n" in script
+        assert blocks == [f"2/{scripts.BLOCKS}"] and f"--array=0-{scripts.BLOCKS - 1}\n" in script
     if blocks:
         assert [values.workdir for values in found] == [f"{given.workdir}.block{b.partition('/')[0]}" for b in blocks]
     if "tpu" in command and blocks:
-        assert blocks == [f"{i}/{jobs.BLOCKS}" for i in range(jobs.BLOCKS)]
+        assert blocks == [f"{i}/{scripts.BLOCKS}" for i in range(scripts.BLOCKS)]
 
 
 def test_slurm_scripts_stop_before_the_limit_and_go_on():
@@ -92,7 +92,7 @@ def test_values_with_blanks_and_quotes_arrive_whole():
     given = ["--task=a(b='c d')", '--methods=x("y")', "--sweep=a=1,2", "--sweep=b=3", "--workdir=my runs"]
     for machine in ("gpu", "node", "slurm", "tpu"):
         for batch in (False, True):
-            text = jobs.script(machine, jobs.given_flags(values_of(given)), "my runs", batch)
+            text = scripts.script(machine, scripts.given_flags(values_of(given)), "my runs", batch)
             for arguments in commands(text):
                 values = values_of(arguments)
                 assert (values.task, values.methods, values.sweep) == ("a(b='c d')", 'x("y")', ["a=1,2", "b=3"])

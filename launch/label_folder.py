@@ -1,22 +1,23 @@
 """One label of a run folder from its beginning to its end: `run.json` at the start, what was measured at the end."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launch import hosts
+from launch.bins import Arrays
 from launch.errors import InputError
-from launch.experiment import Lane, Plan
-from launch.lanes import Unit
+from launch.experiment import Plan
+from launch.keeping import Keeping, forget, seconds_spent
+from launch.lanes import Unit, data_digest
 from launch.lives import PREFIX, gathered
 from launch.machine import commit, machine, versions
-from launch.resume import Work
+from launch.resume import Work, entries_of
 from launch.run_folder import CHECKPOINTS, Run, read_run, write_meta, write_run
 from launch.syntax import without
-from launch.work import Arrays, Keeping, forget, seconds_spent
 from plastic_jax import biography
 
 
@@ -36,17 +37,14 @@ def begin(plan: Plan, work: Work, folder: Path) -> None:
         write_meta(folder, description(plan, work))
         return
     known = {entry["name"] for entry in (*work.meta.get("units", ()), *work.meta.get("begun", ()))}
-    added = [_entry(unit) | {"of": _lanes(unit.lanes)} for unit in work.units if unit.name not in known]
-    if added:
-        write_meta(folder, work.meta | {"begun": [*work.meta.get("begun", ()), *added]})
+    added = [_entry(unit) | {"of": entries_of(unit.lanes)} for unit in work.units if unit.name not in known]
+    longest = max(plan.steps, work.meta.get("begun_steps", 0))
+    if added or longest > max(work.meta["settings"]["steps"], work.meta.get("begun_steps", 0)):
+        write_meta(folder, work.meta | {"begun": [*work.meta.get("begun", ()), *added], "begun_steps": longest})
 
 
 def _entry(unit: Unit) -> dict[str, Any]:
     return {"name": unit.name, "lanes": len(unit.lanes), "size": unit.size, "chunk": unit.chunk}
-
-
-def _lanes(lanes: Iterable[Lane]) -> list[dict[str, Any]]:
-    return [{"method": lane.method, "seed": lane.seed, "hyper": dict(lane.hyper)} for lane in lanes]
 
 
 def description(plan: Plan, work: Work) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def description(plan: Plan, work: Work) -> dict[str, Any]:
         "task": plan.spec.name,
         "settings": plan.settings(work.job),
         "experiment": dataclasses.asdict(plan.experiment) | {"task": without(plan.experiment.task, "data_dir")},
-        "lanes": _lanes(work.job.lanes),
+        "lanes": entries_of(work.job.lanes),
         "units": [_entry(unit) for unit in work.units],
         "lanes_per_batch": work.units[0].size,
         "chunk": work.units[0].chunk,
@@ -65,7 +63,8 @@ def description(plan: Plan, work: Work) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "task_aware": work.job.method.task_aware,
-        "parallel": work.parallel,
+        "data": data_digest(plan),
+        **work.manner._asdict(),
         "tuned_on": plan.experiment.tuned_on,
         "tuning": plan.experiment.tuning,
         **({"block": work.block} if work.block else {}),
@@ -89,6 +88,10 @@ def finish(
     if folder is not None and hosts.is_first():
         seconds = sum(seconds_spent(plan, unit, folder / CHECKPOINTS) for unit in work.units)
     meta = description(plan, work) | {"diverged": diverged, "wall_seconds": round(seconds, 3)}
+    mine = {unit.name for unit in work.units}
+    others = [entry for entry in (work.meta or {}).get("begun", ()) if entry["name"] not in mine]
+    if others:  # what other launches have begun
+        meta |= {"begun": others}
     if folder is None or not hosts.is_first():
         return Run(work.job.label, {"schema": 1, "finished": True} | meta, step, count, arrays, lives)
     write_run(folder, meta, step, count, arrays, lives=lives)

@@ -80,7 +80,7 @@ def _slurm_batch(given: Sequence[str]) -> str:
         "#!/bin/bash\n"
         "# Every batch over the 16 GPUs of two nodes, one process a GPU.\n"
         "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gpus-per-node=8\n#SBATCH --cpus-per-task=4\n"
-        f"{_LIMITS}{_AGAIN.format(command='srun ' + _command(given, '--hosts=auto'))}"
+        f"{_LIMITS}{_AGAIN.format(command='srun ' + _command(given, '--num_processes=auto'))}"
     )
 
 
@@ -94,7 +94,7 @@ def _on_tpu(name: str, worker: str, command: str) -> str:
 def _tpu_batch(given: Sequence[str]) -> str:
     return _shell(
         "# Every batch over all chips of a pod slice. The workers share the folder of the results.",
-        _on_tpu('"$TPU_NAME"', "all", _command(given, "--hosts=auto")),
+        _on_tpu('"$TPU_NAME"', "all", _command(given, "--num_processes=auto")),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from launch.errors import InputError
-from launch.manifest import SWEEP, check_manifest, read_experiments, write_manifest
+from launch.sweep_file import SWEEP, check_sweep_file, read_experiments, write_sweep_file
 from launch.workers import Sweep
 from tests.launch import tiny
 
@@ -16,20 +16,20 @@ ASKED = tiny.experiment(methods="backprop,l2", sweep=("l2.weight_decay=0.1,0.2",
 @pytest.fixture
 def sweep(tmp_path):
     made = Sweep(tmp_path, (ASKED, tiny.experiment(methods="again=l2", steps=20)), tiny.keeping())
-    write_manifest(made)
+    write_sweep_file(made)
     return made
 
 
 def test_what_is_read_is_what_was_written(sweep):
     assert read_experiments(sweep.root) == sweep.experiments
     before = (sweep.root / SWEEP).read_bytes()
-    write_manifest(dataclasses.replace(sweep, experiments=read_experiments(sweep.root)))
+    write_sweep_file(dataclasses.replace(sweep, experiments=read_experiments(sweep.root)))
     assert (sweep.root / SWEEP).read_bytes() == before
 
 
 def test_where_the_data_are_is_not_kept(tmp_path):
     asked = dataclasses.replace(ASKED, task=f"tests.launch.test_sweep:Stored(data_dir='{tmp_path}',change_every=10)")
-    write_manifest(Sweep(tmp_path, (asked,), tiny.keeping()))
+    write_sweep_file(Sweep(tmp_path, (asked,), tiny.keeping()))
     assert str(tmp_path) not in (tmp_path / SWEEP).read_text()
     assert "change_every=10" in read_experiments(tmp_path)[0].task
 
@@ -46,9 +46,9 @@ def test_where_the_data_are_is_not_kept(tmp_path):
         ('{"schema": 7}', "schema 7, this program reads schema 1"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_is_one_line(sweep, text, words):
+def test_a_list_that_cannot_be_read_is_one_line(sweep, text, words):
     (sweep.root / SWEEP).write_text(text)
-    for read in (lambda: read_experiments(sweep.root), lambda: check_manifest(sweep)):
+    for read in (lambda: read_experiments(sweep.root), lambda: check_sweep_file(sweep)):
         with pytest.raises(InputError) as error:
             read()
         assert str(error.value).startswith(f"{sweep.root / SWEEP}: ") and words in str(error.value)
@@ -57,10 +57,10 @@ def test_a_manifest_that_cannot_be_read_is_one_line(sweep, text, words):
 
 
 def test_a_sweep_may_have_more_labels_than_the_one_before_and_not_fewer(sweep):
-    check_manifest(sweep)
-    check_manifest(dataclasses.replace(sweep, experiments=(*sweep.experiments, tiny.experiment(methods="third=l2"))))
+    check_sweep_file(sweep)
+    check_sweep_file(dataclasses.replace(sweep, experiments=(*sweep.experiments, tiny.experiment(methods="third=l2"))))
     with pytest.raises(InputError, match=r"labels that are not asked for \(again\); keep them, or choose another"):
-        check_manifest(dataclasses.replace(sweep, experiments=(ASKED,)))
+        check_sweep_file(dataclasses.replace(sweep, experiments=(ASKED,)))
 
 
 def test_bytes_are_those_of_a_units_lanes(sweep):

@@ -1,0 +1,37 @@
+"""Names for things that are the same in every process, and differ where the things do."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def text_of(value: Any) -> str:
+    """A value as text without addresses: functions by module and name, dataclasses and modules by their fields."""
+    if isinstance(value, functools.partial):
+        named = [f"{name}={text_of(each)}" for name, each in value.keywords.items()]
+        return f"partial({', '.join([text_of(value.func), *map(text_of, value.args), *named])})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init and f.name not in ("parent", "name")]
+        return f"{type(value).__name__}({', '.join(f'{name}={text_of(getattr(value, name))}' for name in fields)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(text_of, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(text_of, value))}]"
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return repr(value)
+
+
+def digest_of(tree: Any) -> str:
+    """SHA-256 of all leaves with their kinds and shapes; empty for a tree without leaves."""
+    leaves = jax.tree.leaves(tree)
+    found = hashlib.sha256()
+    for leaf in leaves:
+        value = np.ascontiguousarray(leaf)
+        found.update(f"{value.dtype} {value.shape}\n".encode())
+        found.update(value.reshape(-1).view(np.uint8).data)
+    return found.hexdigest() if leaves else ""
