@@ -10,11 +10,12 @@ import numpy as np
 from launch.bins import Bins, joined, unpacked
 from launch.branch import Source
 from launch.checkpoint import Checkpoints
-from launch.experiment import Lane, experiment_of, resolve
+from launch.experiment import experiment_of, resolve
 from launch.keeping import abstract_data, abstract_lanes
 from launch.lanes import Unit, job_program
 from launch.programs import Mean
-from launch.run_folder import unit_folders
+from launch.resume import lanes_of
+from launch.run_folder import lanes_by_unit, unit_folders
 
 
 class Earlier(NamedTuple):
@@ -38,9 +39,9 @@ def source_lanes(source: Source, seeds: Sequence[int], task: str) -> Earlier:
     program, data = job_program(plan, job), abstract_data(plan)
     found: dict[int, tuple[Any, Bins]] = {}
     keys: Mapping[str, str] = {}
-    lanes = [Lane(lane["method"], lane["seed"], lane["hyper"]) for lane in source.meta["lanes"]]
-    for entry, folder in zip(source.meta["units"], unit_folders(source.folder, source.meta), strict=True):
-        part, lanes = tuple(lanes[: entry["lanes"]]), lanes[entry["lanes"] :]
+    folders = unit_folders(source.folder, source.meta)
+    for entry, told, folder in zip(source.meta["units"], lanes_by_unit(source.meta), folders, strict=True):
+        part = lanes_of(told)
         if wanted.isdisjoint(lane.seed for lane in part):
             continue
         unit = Unit(job.label, part, entry["size"], entry["chunk"], entry["name"])

@@ -22,6 +22,7 @@ from launch.errors import InputError, unknown
 from launch.run_folder import RUN, Run, read_runs
 from launch.selection import warn_of_tuning
 from launch.statistics import INTERVALS, Difference, late_mean, paired_difference
+from launch.texts import aligned
 
 FORMATS = ("text", "markdown", "latex")
 HEADINGS = ("metric", "A", "B", "mean A", "mean B", "A - B", "95% interval", "pairs", "A better")
@@ -169,9 +170,7 @@ def render(rows: Sequence[Row], remarks: Sequence[str], format: str = "text") ->
 
 
 def _text(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([*lines, "", *remarks])
+    return "\n".join([*aligned(table), "", *remarks])
 
 
 def _markdown(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:

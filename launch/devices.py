@@ -18,7 +18,7 @@ Parallel = Literal["lanes", "batch"]
 
 
 def mesh(devices: int) -> Mesh:
-    """The first `devices` devices in a row; those of all hosts where there are several."""
+    """The first `devices` devices in a row; those of all processes where there are several."""
     return Mesh(np.asarray(jax.devices()[:devices]), (AXIS,), axis_types=(AxisType.Auto,))
 
 

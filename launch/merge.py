@@ -96,6 +96,9 @@ def _check_alike(first: Run, run: Run) -> None:
     there, here = first.meta["settings"], run.meta["settings"]
     differ = [f"{name} {there.get(name)} and {here.get(name)}" for name in there | here
               if there.get(name) != here.get(name)]  # fmt: skip
+    for name in ("parallel", "deterministic", "data"):
+        if first.meta.get(name) != run.meta.get(name):
+            differ.append(name if name == "data" else f"{name} {first.meta.get(name)} and {run.meta.get(name)}")
     if run.metrics.keys() != first.metrics.keys():
         differ.append("metrics")
     if (run.lives is None) != (first.lives is None):

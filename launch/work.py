@@ -25,6 +25,7 @@ from launch.loop import RunState, compiled_chunk, initial, run_chunks
 from launch.machine import commit
 from launch.processes import Report
 from launch.programs import Program, continued
+from launch.resume import entries_of
 from launch.stopping import Stop, Stopped
 from launch.syntax import Every
 from plastic_jax import biography
@@ -224,7 +225,7 @@ def about(plan: Plan, job: Job, unit: Unit, step: int) -> dict[str, Any]:
         "step": step,
         "steps": plan.steps,
         "settings": plan.settings(job),
-        "lanes": [{"method": lane.method, "seed": lane.seed, "hyper": dict(lane.hyper)} for lane in unit.lanes],
+        "lanes": entries_of(unit.lanes),
         "lanes_per_batch": unit.size,
         "chunk": unit.chunk,
         "commit": commit(),

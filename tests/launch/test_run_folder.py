@@ -73,8 +73,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
         write(tmp_path / "a")
     run = read_run(tmp_path / "a")
     np.testing.assert_array_equal(run.metrics["squared_error"], values)
-    assert not run.meta["finished"]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["metrics.npz", "run.json"]
+    assert run.meta["finished"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["DONE", "metrics.npz", "run.json"]
 
 
 def test_a_run_without_done_is_read_as_unfinished(tmp_path):
