@@ -141,7 +141,7 @@ WORKERS = """
     from launch.stopping import blocked_for_children, in_worker, listening
 
     def work(seconds):
-        print("ready", os.getpid(), flush=True)
+        os.write(1, f"ready {os.getpid()}\\n".encode())  # at once: two processes share the pipe
         time.sleep(seconds)
 
     if __name__ == "__main__":
