@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REACH = 5.0  # a point this many times further from the best than the median point is named at the edge, not shown
+NEAR = 0.75  # of the best score: what is no further from it always lies on the axis
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
 STAR: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 13, "markeredgecolor": "white", "zorder": 6}
 BASELINE_COLOURS = {"fresh_network": "#555555", "linear": "#111111"}
@@ -118,7 +119,7 @@ def score_range(found: Sequence[Line], metric: str) -> tuple[float, float]:
     """Ends of the score's axis: all points and intervals, save points beside which the others would lie flat."""
     sign = 1 if metric_style(metric).better == "lower" else -1
     cost = sign * np.concatenate([line.mean for line in found])
-    reach = cost.min() + REACH * (np.median(cost) - cost.min())
+    reach = cost.min() + max(REACH * (np.median(cost) - cost.min()), NEAR * abs(cost.min()))
     reach = reach if reach > cost.min() else cost.max()
     ends = np.concatenate(
         [np.array([line.mean, line.low, line.high])[:, sign * line.mean <= reach] for line in found], 1
