@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from plastic_jax.paths import leaf_names
+
 
 def text_of(value: Any) -> str:
     """A value as text without addresses: functions by module and name, dataclasses and modules by their fields."""
@@ -27,11 +29,10 @@ def text_of(value: Any) -> str:
 
 
 def digest_of(tree: Any) -> str:
-    """SHA-256 of all leaves with their kinds and shapes; empty for a tree without leaves."""
-    leaves = jax.tree.leaves(tree)
-    found = hashlib.sha256()
-    for leaf in leaves:
+    """SHA-256 of all leaves with their names, kinds and shapes; empty for a tree without leaves."""
+    leaves, found = jax.tree.leaves(tree), hashlib.sha256()
+    for name, leaf in zip(leaf_names(tree), leaves, strict=True):
         value = np.ascontiguousarray(leaf)
-        found.update(f"{value.dtype} {value.shape}\n".encode())
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
         found.update(value.reshape(-1).view(np.uint8).data)
     return found.hexdigest() if leaves else ""

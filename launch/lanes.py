@@ -18,7 +18,7 @@ import numpy as np
 from launch.errors import InputError
 from launch.experiment import Job, Lane, Plan
 from launch.identity import digest_of
-from launch.loop import LONGEST_CHUNK, chunk_length, measured
+from launch.loop import LONGEST_CHUNK, common_divisor, measured
 from launch.memory import Memory, device_budget, fitting, memory
 from launch.methods import BuildContext, Number
 from launch.programs import Program, supervised_program
@@ -221,12 +221,13 @@ def unit_of(plan: Plan, job: Job, lanes: tuple[Lane, ...], size: int, chunk: int
 
 def chunk_of(plan: Plan, job: Job, size: int, backend: str) -> int:
     """Steps in one compiled call of `size` lanes: what was asked for, or what takes a few seconds at most."""
-    program = job_program(plan, job)
+    schedule = plan.task.schedule
+    periods = (plan.bin, schedule.probe_every, schedule.evaluate_every)
     if plan.experiment.chunk is not None:
-        return chunk_length(program, plan.experiment.chunk)
+        return common_divisor(periods, plan.experiment.chunk)
     speed = 1.0 if backend == "cpu" else ACCELERATOR_SPEED
-    seconds = seconds_per_step(parameter_count(plan, job)) * size * program.samples_per_step / speed
-    return chunk_length(program, min(LONGEST_CHUNK, max(1, int(LONGEST_CHUNK_SECONDS / seconds))))
+    seconds = seconds_per_step(parameter_count(plan, job)) * size * plan.task.spec.batch / speed
+    return common_divisor(periods, min(LONGEST_CHUNK, max(1, int(LONGEST_CHUNK_SECONDS / seconds))))
 
 
 def seconds_per_step(parameters: int) -> float:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +32,12 @@ class RunState(NamedTuple):
 
 def chunk_length(program: Program, longest: int = LONGEST_CHUNK) -> int:
     """Steps per compiled call: a divisor of the bin and of every period, so that rare things happen between chunks."""
-    periods = [n for n in (program.bin, program.probe_every, program.evaluate_every) if n]
-    common = math.gcd(*periods)
+    return common_divisor((program.bin, program.probe_every, program.evaluate_every), longest)
+
+
+def common_divisor(periods: Iterable[int | None], longest: int) -> int:
+    """The largest number up to `longest` that divides all periods, of which `None` is never."""
+    common = math.gcd(*(period for period in periods if period))
     return max(d for d in range(1, min(common, longest) + 1) if common % d == 0)
 
 

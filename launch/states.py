@@ -1,7 +1,6 @@
 """What lies in checkpoints, read without building a program: one lane's network, and hashes of whole states."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from launch.checkpoint import Checkpoints, Saved, describe
 from launch.durable import storing
 from launch.errors import InputError
-from launch.leaves import on_host
+from launch.identity import digest_of
 from launch.run_folder import RUN, label_folders, read_meta, seeds_text, unit_folders
 
 PARAMS, VARIABLES = "learner/params/", "learner/variables/"
@@ -91,18 +90,8 @@ def digests(directory: Path | str) -> Iterator[str]:
         meta = read_meta(folder)
         for unit in unit_folders(folder, meta):
             saved = _newest(unit)
-            state, measured = digest(on_host(saved.tree)[0]), digest(saved.arrays)
+            state, measured = digest_of(saved.tree), digest_of(saved.arrays)
             yield f"{meta['label']} unit {unit.name} step {saved.step}: state {state} measured {measured}"
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays with their names, kinds and shapes, whatever their order."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        found.update(value.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def _unit_of(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, int]:

@@ -17,6 +17,7 @@ from absl import flags
 from launch import hosts
 from launch.errors import InputError
 from launch.train import define_flags, prepare_devices
+from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
 STEPS = 600
@@ -76,10 +77,7 @@ def ended(processes, status=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
-    rng = np.random.default_rng(0)
-    train, test = rng.integers(0, 256, (64, 5, 5), np.uint8), rng.integers(0, 256, (20, 5, 5), np.uint8)
-    arrays = {"train_images": train, "train_labels": np.arange(64) % 10}
-    np.savez(folder / "tiny.npz", **arrays, test_images=test, test_labels=np.arange(20) % 10)
+    tiny.write_images(folder)
     ended([started(folder, *flags_of(folder, folder / "one", STEPS))])
     return folder
 

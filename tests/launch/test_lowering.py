@@ -14,6 +14,7 @@ from launch.lanes import abstract_carry, job_program
 from launch.loop import chunk_of_steps
 from launch.methods import METHODS
 from launch.registry import TASKS
+from tests.launch import tiny
 
 LANES, STEPS = 2, 3
 
@@ -22,10 +23,7 @@ LANES, STEPS = 2, 3
 def images(tmp_path_factory):
     """Few small images for the tasks that need some."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    train, test = rng.integers(0, 256, (40, 4, 4), np.uint8), rng.integers(0, 256, (20, 4, 4), np.uint8)
-    arrays = {"train_images": train, "train_labels": np.arange(40) % 10}
-    np.savez(folder / "tiny.npz", **arrays, test_images=test, test_labels=np.arange(20) % 10)
+    tiny.write_images(folder, 40, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder

@@ -4,13 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from launch import lanes
 from launch.experiment import Experiment, resolve
 from launch.loop import compiled_chunk
 from launch.memory import Memory, fitting, memory
+from tests.launch import tiny
 
 # The least and the most, over all pairs of the registry, of the model's bytes over XLA's.
 LOW, HIGH = 1.0, 1.9
@@ -29,10 +29,7 @@ def compiled_bytes(program, abstract, number):
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    train, test = rng.integers(0, 256, (64, 5, 5), np.uint8), rng.integers(0, 256, (20, 5, 5), np.uint8)
-    arrays = {"train_images": train, "train_labels": np.arange(64) % 10}
-    np.savez(folder / "tiny.npz", **arrays, test_images=test, test_labels=np.arange(20) % 10)
+    tiny.write_images(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield f"permuted_mnist(dataset=tiny,data_dir='{folder}',batch=4,probe_size=20,evaluation_size=10)"

@@ -67,6 +67,14 @@ def experiment(**fields):
     return launch.Experiment(TASK, network=NETWORK, **settings)
 
 
+def write_images(folder, count=64, side=5):
+    """A few images as `tiny.npz` in a folder, for `dataset=tiny,data_dir=FOLDER`."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, side, side), np.uint8) for n in (count, 20))
+    labels = {"train_labels": np.arange(count) % 10, "test_labels": np.arange(20) % 10}
+    np.savez(folder / "tiny.npz", train_images=train, test_images=test, **labels)
+
+
 def keeping(every=10, **fields):
     """A checkpoint every few steps."""
     return Keeping(Every(steps=every), **fields)
