@@ -16,7 +16,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class ImageData(NamedTuple):
     test_y: np.ndarray
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """Files that hold a data set, the folder or file to name in messages, and what decodes them."""
 
     where: Path
@@ -69,15 +69,20 @@ def load_images(name: str, data_dir: str | None = None) -> ImageData:
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", name):
         raise ValueError(f"data set: '{name}' is not a name; for example {', '.join(CLASSES)}")
     root = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    source = _find_prepared(name, root) or _find_idx(name, root) or _find_npz(name, root)
+    source = find_source(name, root)
     if source is None:
         raise FileNotFoundError(_not_found(name, root))
-    folder = _cache_folder(name, source)
+    folder = cache_folder(name, source.files)
     cached = _open_cache(folder)
     if cached is not None:
         return cached
     data = _checked(name, source)
     return _write_cache(folder, data, source)
+
+
+def find_source(name: str, root: Path) -> Source | None:
+    """Where the images of `name` lie under `root`, as `load_images` looks for them; `None` if nowhere."""
+    return _find_prepared(name, root) or _find_idx(name, root) or _find_npz(name, root)
 
 
 def number_of_classes(name: str, data: ImageData) -> int:
@@ -113,15 +118,23 @@ def find_prepared(name: str, root: Path) -> Path | None:
     return newest.parent if newest else None
 
 
-def _find_prepared(name: str, root: Path) -> _Source | None:
+def _find_prepared(name: str, root: Path) -> Source | None:
     folder = find_prepared(name, root)
     if folder is None:
         return None
     files = tuple(sorted(f for f in folder.iterdir() if f.is_file()))
-    return _Source(folder, files, lambda: _read_prepared(name, folder, root))
+    return Source(folder, files, lambda: _read_prepared(name, folder, root))
 
 
 def _read_prepared(name: str, folder: Path, root: Path) -> ImageData:
+    def read(builder: Any) -> list[np.ndarray]:
+        return [array for split in ("train", "test") for array in _read_split(builder, split)]
+
+    return ImageData(*read_prepared(name, folder, root, read))
+
+
+def read_prepared(name: str, folder: Path, root: Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of the builder of the prepared set in `folder`; ValueError, one line, if it fails."""
     remedy = f"remove {folder} and run: {_how_to_get(name, root)}"
     try:
         import tensorflow_datasets as tfds  # about a second, and needed only the first time
@@ -132,11 +145,9 @@ def _read_prepared(name: str, folder: Path, root: Path) -> ImageData:
         if stated != "array_record":
             raise ValueError(f"prepared as {stated}, not as array_record")
         with _quiet_absl():
-            builder = tfds.builder_from_directory(folder)
-            arrays = [array for split in ("train", "test") for array in _read_split(builder, split)]
+            return read(tfds.builder_from_directory(folder))
     except Exception as error:  # noqa: BLE001 -- the readers raise many kinds on damaged files
-        raise ValueError(f"{folder}: cannot be read ({_one_line(error)}); {remedy}") from None
-    return ImageData(*arrays)
+        raise ValueError(f"{folder}: cannot be read ({one_line(error)}); {remedy}") from None
 
 
 def _read_split(builder: Any, split: str, chunk: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +177,7 @@ def _quiet_absl() -> Iterator[None]:
 # idx files
 
 
-def _find_idx(name: str, root: Path) -> _Source | None:
+def _find_idx(name: str, root: Path) -> Source | None:
     for folder in (root / name, root / name.replace("_", "-"), root):
         found = [_find_idx_file(name, folder, part) for part in _PARTS]
         missing = [part for part, path in zip(_PARTS, found, strict=True) if path is None]
@@ -176,7 +187,7 @@ def _find_idx(name: str, root: Path) -> _Source | None:
             wanted = ", ".join(_idx_names(name, part)[0] + "[.gz]" for part in missing)
             raise FileNotFoundError(f"data set '{name}': {folder} holds idx files but not {wanted}")
         files = tuple(path for path in found if path is not None)
-        return _Source(folder, files, lambda files=files: ImageData(*map(_read_idx, files)))
+        return Source(folder, files, lambda files=files: ImageData(*map(_read_idx, files)))
     return None
 
 
@@ -198,7 +209,7 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be unpacked, truncated or damaged ({_one_line(error)})") from None
+        raise ValueError(f"{path}: cannot be unpacked, truncated or damaged ({one_line(error)})") from None
     rank = 1 if "idx1" in path.name else 3
     magic = bytes((0, 0, 8, rank))
     if raw[:4] != magic:
@@ -218,9 +229,9 @@ def _read_idx(path: Path) -> np.ndarray:
 # npz
 
 
-def _find_npz(name: str, root: Path) -> _Source | None:
+def _find_npz(name: str, root: Path) -> Source | None:
     path = root / f"{name}.npz"
-    return _Source(path, (path,), lambda: _read_npz(path)) if path.is_file() else None
+    return Source(path, (path,), lambda: _read_npz(path)) if path.is_file() else None
 
 
 def _read_npz(path: Path) -> ImageData:
@@ -232,14 +243,14 @@ def _read_npz(path: Path) -> ImageData:
                     return ImageData(*(arrays[key] for key in keys))
             held = ", ".join(arrays.files)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not an npz file ({_one_line(error)})") from None
+        raise ValueError(f"{path}: cannot be read, truncated or not an npz file ({one_line(error)})") from None
     raise ValueError(f"{path}: holds {held or 'nothing'}, not {' or '.join(', '.join(keys) for keys in _NPZ_KEYS)}")
 
 
 # What the data must satisfy
 
 
-def _checked(name: str, source: _Source) -> ImageData:
+def _checked(name: str, source: Source) -> ImageData:
     """The decoded data with a single channel dropped and labels as int32; one line of error if it does not hold."""
     where = source.where
     raw = ImageData(*(np.asarray(array) for array in source.read()))
@@ -264,16 +275,17 @@ def _checked(name: str, source: _Source) -> ImageData:
     return ImageData(train_x, train_y, test_x, test_y)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The text of an error without line breaks, at most 200 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 # The cache
 
 
-def _cache_folder(name: str, source: _Source) -> Path:
-    """`<user's cache>/plastic_jax/data/<name>-<fingerprint>`; it changes when a file of the source does."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+def cache_folder(name: str, files: Sequence[Path]) -> Path:
+    """`<user's cache>/plastic_jax/data/<name>-<fingerprint>`; it changes when one of the files it was made of does."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     fingerprint = hashlib.sha256(repr((_FORMAT, stats)).encode()).hexdigest()[:16]
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "plastic_jax" / "data" / f"{name.replace('/', '-')}-{fingerprint}"
@@ -289,24 +301,28 @@ def _open_cache(folder: Path) -> ImageData | None:
         return None
 
 
-def _write_cache(folder: Path, data: ImageData, source: _Source) -> ImageData:
-    """Writes beside `folder` and renames, so that `folder` is whole or absent; the first of several writers wins."""
+def _write_cache(folder: Path, data: ImageData, source: Source) -> ImageData:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder.parent)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            for part, array in zip(_PARTS, data, strict=True):
-                np.save(partial / f"{part}.npy", array)
-            (partial / "source.json").write_text(json.dumps([str(path) for path in source.files], indent=1))
-            with contextlib.suppress(OSError):
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_whole(folder, dict(zip(_PARTS, data, strict=True)), source.files)
         return _open_cache(folder) or data
     except OSError as error:
-        warnings.warn(f"no cache for {source.where} ({_one_line(error)}): it is decoded at every start", stacklevel=3)
+        warnings.warn(f"no cache for {source.where} ({one_line(error)}): it is decoded at every start", stacklevel=3)
         return data
+
+
+def write_whole(folder: Path, arrays: Mapping[str, np.ndarray], files: Sequence[Path]) -> None:
+    """Writes beside `folder` and renames, so that `folder` is whole or absent; the first of several writers wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder.parent)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        for part, array in arrays.items():
+            np.save(partial / f"{part}.npy", array)
+        (partial / "source.json").write_text(json.dumps([str(path) for path in files], indent=1))
+        with contextlib.suppress(OSError):
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -110,7 +110,11 @@ def _url_infos(name: str) -> dict[str, Any]:
         raise PrepareError(
             f"NAME: '{base}' needs one of its configurations: {', '.join(f'{base}/{c}' for c in configs)}"
         )
-    return dict(builder.url_infos or {})
+    infos = dict(builder.url_infos or {})
+    if base == "imagenet_resized":  # its addresses are those of all sizes
+        pixels = name.split("/", 1)[1].split("x")[0]
+        infos = {url: info for url, info in infos.items() if info.filename.startswith(f"Imagenet{pixels}_")}
+    return infos
 
 
 def _check_network(urls: Iterable[str]) -> None:

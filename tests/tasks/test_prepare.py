@@ -122,3 +122,18 @@ def test_what_the_builder_raises_is_one_line(tensorflow, capsys, tmp_path, monke
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "wrong checksum: * expected 1 * got 2" in err
+
+
+def test_of_imagenet_resized_only_the_size_asked_is_fetched(tensorflow, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds, "builder", Builder)
+    monkeypatch.setattr(prepare, "_check_network", lambda urls: None)
+    assert prepare.main(["imagenet_resized/32x32", f"--data_dir={tmp_path}"]) == 0
+    assert "downloading 3720.1 MB" in capsys.readouterr().out
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for name in ("Imagenet32_train_npz.zip", "Imagenet32_val_npz.zip"):
+        (archives / name).touch()
+    monkeypatch.setattr(prepare, "_check_network", lambda urls: pytest.fail("went to the network"))
+    options = [f"--data_dir={tmp_path / 'other'}", f"--manual_dir={archives}"]
+    assert prepare.main(["imagenet_resized/32x32", *options]) == 0
+    assert "preparing the archives" in capsys.readouterr().out
