@@ -3,6 +3,7 @@
 from plastic_jax import metrics
 from plastic_jax.adam import AdamState, adam
 from plastic_jax.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, ContinualBackpropState, continual_backprop
+from plastic_jax.convolutions import as_products
 from plastic_jax.diagnose import Diagnosis, diagnose
 from plastic_jax.initializers import Law, UnitInitializer
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
@@ -40,6 +41,7 @@ __all__ = [
     "UnitStats",
     "Utility",
     "adam",
+    "as_products",
     "continual_backprop",
     "diagnose",
     "metrics",
