@@ -24,6 +24,11 @@ METRICS: dict[str, MetricStyle] = {
     "squared_error": MetricStyle("squared error", "lower"),
     "online_accuracy": MetricStyle("online accuracy (%)", "higher", 100.0),
     "test_accuracy": MetricStyle("test accuracy (%)", "higher", 100.0),
+    "test_accuracy_in_task": MetricStyle("test accuracy on the way (%)", "higher", 100.0),
+    "validation_accuracy": MetricStyle("validation accuracy (%)", "higher", 100.0),
+    "accuracy_newest_classes": MetricStyle("accuracy on the newest classes (%)", "higher", 100.0),
+    "accuracy_middle_classes": MetricStyle("accuracy on the classes in the middle (%)", "higher", 100.0),
+    "accuracy_oldest_classes": MetricStyle("accuracy on the oldest classes (%)", "higher", 100.0),
     "episode_return": MetricStyle("episode return", "higher"),
     "accuracy_one_task_ago": MetricStyle("accuracy on the task before (%)", "higher", 100.0),
     "accuracy_ten_tasks_ago": MetricStyle("accuracy on the tenth task before (%)", "higher", 100.0),
@@ -32,6 +37,10 @@ METRICS: dict[str, MetricStyle] = {
     "dormant_units": MetricStyle("dormant units (%)", "lower", 100.0),
     "saturated_units": MetricStyle("saturated units (%)", "lower", 100.0),
     "mean_weight_magnitude": MetricStyle("mean weight magnitude", "lower"),
+    "dead_units_old_classes": MetricStyle("dead units, old classes (%)", "lower", 100.0),
+    "dormant_units_old_classes": MetricStyle("dormant units, old classes (%)", "lower", 100.0),
+    "effective_rank_old_classes": MetricStyle("effective rank, old classes (% of units)", "higher", 100.0),
+    "stable_rank_old_classes": MetricStyle("stable rank, old classes (% of units)", "higher", 100.0),
     "effective_rank": MetricStyle("effective rank (% of units)", "higher", 100.0),
     "stable_rank": MetricStyle("stable rank (% of units)", "higher", 100.0),
     "approximate_rank": MetricStyle("approximate rank (% of units)", "higher", 100.0),
@@ -77,8 +86,13 @@ def metric_style(name: str) -> MetricStyle:
 
 
 def default_metric(runs: Iterable[Run]) -> str:
-    """The first of `HEADLINES` that any run holds, else its first metric; InputError where there is none."""
+    """The first of `HEADLINES` that any run holds, else its first metric; InputError where there is none.
+
+    Where a task has epochs, what counts is the accuracy after the last, not on the way.
+    """
     present = [name for run in runs for name in run.metrics]
+    if "test_accuracy_in_task" in present and "test_accuracy" in present:
+        return "test_accuracy"
     if not present:
         raise InputError("metric: the runs hold no metric at all")
     return next((name for name in HEADLINES if name in present), present[0])
@@ -282,8 +296,12 @@ def caption(runs: Mapping[str, Run] | Iterable[Run], interval: str | None = None
     }
     seeds = sorted({_seeds_text(run.seeds) for run in runs})
     steps = equal.pop("steps", None)
+    notes = {run.meta.get("note", "") for run in runs}
+    note = notes.pop() if len(notes) == 1 else ""
+    if note:  # it says in words what the task's settings are
+        equal = {key: value for key, value in equal.items() if not key.startswith("task.")}
     parts = [
-        str(equal.pop("task", "several tasks")).replace("_", " "),
+        str(equal.pop("task", "several tasks")).replace("_", " ") + f": {note}" * bool(note),
         _worded("preset", equal),
         f"{steps:,} steps" if isinstance(steps, int) else "",
         _worded("network", equal),

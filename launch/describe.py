@@ -48,14 +48,14 @@ def plan(plan: Plan) -> str:
     """Programs, lanes, memory, compilations and estimated time of an experiment; nothing is compiled."""
     backend = jax.default_backend()
     data = sum(leaf.nbytes for leaf in jax.tree.leaves(load_data(plan)))
-    tasks = plan.steps / plan.task.schedule.change_every
+    tasks = len(plan.task.schedule.starts_until(plan.steps)) - 1
     lines = [f"{plan.spec.name}: {plan.steps} steps, {tasks:g} tasks, bins of {plan.bin}; data {size_text(data)}"]
     total = 0.0
     for job in plan.jobs:
         units = units_of(plan, job, backend)
         lengths = set(chunk_lengths(units[0].chunk, plan.start, plan.steps))
         memory = state_bytes(plan, job) * units[0].size
-        seconds = seconds_per_step(parameter_count(plan, job)) * (plan.steps - plan.start) * len(job.lanes)
+        seconds = seconds_per_step(plan, job) * (plan.steps - plan.start) * len(job.lanes)
         total += seconds
         lines.append(
             f"  {job.label}: {len(job.lanes)} lanes in {len(units)} x {units[0].size}, {parameter_count(plan, job)} "

@@ -18,6 +18,7 @@ from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting,
 from tasks.base import Task
 
 MOST_LANES = 1_000_000
+MOST_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +146,9 @@ def resolve(experiment: Experiment) -> Plan:
     Raises:
         InputError: one line naming the flag, the value, what is allowed and the nearest match.
     """
-    spec, task = find_task(parse_call("--task", experiment.task))
     if experiment.preset not in PRESETS:
         raise unknown("--preset", experiment.preset, PRESETS)
+    spec, task = find_task(parse_call("--task", experiment.task), experiment.preset)
     if not experiment.seeds:
         raise InputError("--seeds: there must be at least one seed")
     if len(set(experiment.seeds)) < len(experiment.seeds) or min(experiment.seeds) < 0:
@@ -157,7 +158,7 @@ def resolve(experiment: Experiment) -> Plan:
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
     steps = _length(experiment, spec, task)
-    bin_size = (spec.bin or task.schedule.change_every) if experiment.bin is None else experiment.bin
+    bin_size = (spec.bin or _finest_period(task)) if experiment.bin is None else experiment.bin
     if bin_size < 1:
         raise InputError(f"--bin: {bin_size} is not a positive number of steps")
     for flag, number in (("--lanes_per_batch", experiment.lanes_per_batch), ("--chunk", experiment.chunk)):
@@ -216,6 +217,10 @@ def warnings(plan: Plan) -> list[str]:
     return lines
 
 
+def _finest_period(task: Task) -> int:
+    return task.schedule.evaluate_every or task.schedule.change_every
+
+
 def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
     if experiment.steps is not None and experiment.tasks is not None:
         raise InputError("--steps and --tasks: give one of them")
@@ -223,11 +228,14 @@ def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(f"{flag}: {value} is not a positive whole number")
     schedule = task.schedule
-    steps = experiment.steps or (experiment.tasks or 0) * schedule.change_every or spec.default_steps
+    tasks = schedule.steps_of(experiment.tasks) if experiment.tasks else None
+    steps = experiment.steps or tasks or min(spec.default_steps or MOST_STEPS, schedule.length or MOST_STEPS)
     if schedule.length is not None and steps > schedule.length:
-        raise InputError(f"--steps: {steps} is beyond the {schedule.length} steps that {spec.name} has")
-    if steps > 2**31 - 1:
-        raise InputError(f"--steps: {steps} is beyond {2**31 - 1}, the largest step number")
+        flag = f"--tasks: {experiment.tasks}" if experiment.tasks else f"--steps: {steps}"
+        number = len(schedule.starts_until(schedule.length)) - 1
+        raise InputError(f"{flag} is beyond the {number} tasks, {schedule.length} steps, that {spec.name} has here")
+    if steps > MOST_STEPS:
+        raise InputError(f"--steps: {steps} is beyond {MOST_STEPS}, the largest step number")
     return steps
 
 

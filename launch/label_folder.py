@@ -54,6 +54,7 @@ def description(plan: Plan, work: Work) -> dict[str, Any]:
         "method": work.job.method.name,
         "task": plan.spec.name,
         "settings": plan.settings(work.job),
+        **_of_task(plan),
         "experiment": dataclasses.asdict(plan.experiment) | {"task": without(plan.experiment.task, "data_dir")},
         "lanes": entries_of(work.job.lanes),
         "units": [_entry(unit) for unit in work.units],
@@ -98,3 +99,12 @@ def finish(
     if keeping.keep == 0:
         forget(folder / CHECKPOINTS)
     return read_run(folder)
+
+
+def _of_task(plan: Plan) -> dict[str, Any]:
+    """What the task says of itself, and where tasks begin if more than one bin is measured in each."""
+    found: dict[str, Any] = {"note": plan.task.note} if plan.task.note else {}
+    schedule = plan.task.schedule
+    if schedule.evaluate_every not in (None, schedule.change_every) or schedule.starts:
+        found["task_starts"] = list(schedule.starts_until(plan.steps))
+    return found

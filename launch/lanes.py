@@ -6,9 +6,10 @@ Both are pure functions of program and backend, so that results can be repeated.
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,8 +23,9 @@ from launch.loop import LONGEST_CHUNK, common_divisor, measured
 from launch.memory import Memory, device_budget, fitting, memory
 from launch.methods import BuildContext, Number
 from launch.programs import Program, supervised_program
+from plastic_jax.convolutions import as_products
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
-from plastic_jax.units import UnitGraph
+from plastic_jax.units import UnitGraph, jaxprs
 
 # Largest number of parameters -> lanes per program. On CPUs vmap wins for tiny networks and loses for others.
 CPU_LANES = ((5_000, 100), (math.inf, 1))
@@ -35,6 +37,7 @@ SECONDS_PER_STEP = 3e-7
 SECONDS_PER_PARAMETER = 4e-10
 SECONDS_PER_PARAMETER_FROM_MEMORY = 1.7e-9
 CACHE_PARAMETERS = 500_000
+SECONDS_PER_MULTIPLICATION = 1e-10
 # Python looks up between chunks only: for signals, clocks and checkpoints.
 LONGEST_CHUNK_SECONDS = 3.0
 ACCELERATOR_SPEED = 50.0
@@ -64,6 +67,11 @@ class Unit:
         return self.lanes + (self.lanes[-1],) * (self.size - len(self.lanes))
 
 
+# Plans and jobs are equal to themselves only; what is asked of them again and again, large networks make costly.
+_KEPT = 16
+
+
+@functools.lru_cache(_KEPT)
 def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
     """The program of a job; with `axis_name`, of one device that has a part of every batch.
 
@@ -72,6 +80,7 @@ def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
     """
     shape = _one_input(plan)
     _parameters(plan, job)
+    _check_dropout(job)
     network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
     units = _units(job, network, plan.task.spec.input_shape, axis_name)
 
@@ -87,10 +96,57 @@ def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
         ),
         units=units,
         restart=job.method.restart,
+        restart_all=job.static.get("restart_all", True),
+        head=_head(plan, job),
+        fresh_head=job.method.fresh_head,
+        selects=plan.task.selects,
+        dropout=job.method.dropout,
+        transform=_layout(plan, job),
+        probe_in_training=plan.task.probe_in_training,
         ordered=not job.method.needs_units,
         axis_name=axis_name,
     )
     return supervised_program(plan.task, learner, plan.bin)
+
+
+def _check_dropout(job: Job) -> None:
+    network = type(job.network)
+    if job.method.dropout and "dropout_rate" not in inspect.signature(network.__call__).parameters:
+        raise InputError(
+            f"--network: {job.method.name} needs a network with an argument dropout_rate, {network.__name__} has none"
+        )
+
+
+def _head(plan: Plan, job: Job) -> str | None:
+    """The name of the network's output layer; `None` where nothing ever resets it."""
+    if not (plan.task.resets_head or job.method.fresh_head):
+        return None
+    head = getattr(job.network, "head", None)
+    if head not in _parameters(plan, job):
+        raise InputError(
+            f"--network: {type(job.network).__name__} does not say which layer its outputs come from, and the output "
+            "layer is reset: give it a property 'head', the name of that layer's parameters"
+        )
+    return head
+
+
+def _layout(plan: Plan, job: Job) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How convolutions are computed: as the network has them, or on CPUs as matrix products."""
+    convolves = forward_multiplications(plan, job).get("conv_general_dilated", 0) > 0
+    return as_products if convolves and jax.default_backend() == "cpu" else _as_it_is
+
+
+def _as_it_is(apply: Callable[..., Any]) -> Callable[..., Any]:
+    return apply
+
+
+@functools.lru_cache(_KEPT)
+def forward_multiplications(plan: Plan, job: Job) -> dict[str, int]:
+    """Multiply-adds of the network for one input, in dense layers and in convolutions."""
+    _parameters(plan, job)
+    shapes = _key(), _one_input(plan)
+    variables = jax.eval_shape(job.network.init, *shapes)
+    return jaxprs.multiplications(jaxprs.trace(job.network.apply, variables, shapes[1])[0])
 
 
 def _units(job: Job, network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None) -> UnitGraph | None:
@@ -103,7 +159,11 @@ def _units(job: Job, network: nn.Module, input_shape: tuple[int, ...], axis_name
         return None
     if job.method.needs_units and not units.groups:
         raise InputError(f"--network: {job.method.name} replaces hidden units; {type(job.network).__name__} has none")
-    return units
+    pattern = job.static.get("leave_out", "nothing")
+    try:
+        return units if pattern == "nothing" else units.without(pattern)
+    except ValueError as error:
+        raise InputError(f"{job.label}: leave_out: {error}") from None
 
 
 def load_data(plan: Plan) -> Any:
@@ -136,6 +196,7 @@ def metric_names(plan: Plan, job: Job) -> list[str]:
     return measured(program, carry, hyper, data)
 
 
+@functools.lru_cache(_KEPT)
 def abstract_carry(plan: Plan, job: Job) -> tuple[Any, Any, Any]:
     """Shapes of one lane's carry, of its numbers, and of the data."""
     data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
@@ -173,6 +234,7 @@ def _one_input(plan: Plan) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *plan.task.spec.input_shape), jax.numpy.float32)
 
 
+@functools.lru_cache(_KEPT)
 def _parameters(plan: Plan, job: Job) -> Any:
     try:
         output, variables = jax.eval_shape(job.network.init_with_output, _key(), _one_input(plan))
@@ -226,11 +288,14 @@ def chunk_of(plan: Plan, job: Job, size: int, backend: str) -> int:
     if plan.experiment.chunk is not None:
         return common_divisor(periods, plan.experiment.chunk)
     speed = 1.0 if backend == "cpu" else ACCELERATOR_SPEED
-    seconds = seconds_per_step(parameter_count(plan, job)) * size * plan.task.spec.batch / speed
+    seconds = seconds_per_step(plan, job) * size / speed
     return common_divisor(periods, min(LONGEST_CHUNK, max(1, int(LONGEST_CHUNK_SECONDS / seconds))))
 
 
-def seconds_per_step(parameters: int) -> float:
-    """Estimated seconds per lane and step of one example on one CPU core."""
+def seconds_per_step(plan: Plan, job: Job) -> float:
+    """Estimated seconds per lane and step on one CPU core."""
+    parameters, multiplications = parameter_count(plan, job), sum(forward_multiplications(plan, job).values())
     rate = SECONDS_PER_PARAMETER if parameters <= CACHE_PARAMETERS else SECONDS_PER_PARAMETER_FROM_MEMORY
-    return SECONDS_PER_STEP + rate * parameters
+    # The backward pass has twice the multiplications of the forward pass.
+    of_example = SECONDS_PER_STEP + max(rate * parameters, 3 * SECONDS_PER_MULTIPLICATION * multiplications)
+    return of_example * plan.task.spec.batch

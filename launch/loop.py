@@ -87,7 +87,7 @@ def measured(program: Program, lane: Any, hyper: Any, data: Any) -> list[str]:
     if program.probe_every:
         names += jax.eval_shape(program.probe, lane, clock, data)
     if program.evaluate_every:
-        names += jax.eval_shape(program.evaluate, lane, clock, data)
+        names += jax.eval_shape(program.evaluate, lane, clock, data)[1]
     return names
 
 
@@ -120,27 +120,40 @@ def chunk_of_steps(
     program: Program, length: int, lanes: Any, hyper: Any, start: jax.Array, data: Any
 ) -> tuple[Any, Metrics]:
     """`length` steps of all lanes from step `start`, and the sums and counts of what was measured on the way."""
-    step = jax.vmap(program.step, in_axes=(0, 0, None, None))
-    probe = jax.vmap(program.probe, in_axes=(0, None, None))
-    evaluate = jax.vmap(program.evaluate, in_axes=(0, None, None))
+    # Compiled with the rest, but traced once for their shapes and their values.
+    step = jax.jit(jax.vmap(program.step, in_axes=(0, 0, None, None)), inline=True)
+    probe = jax.jit(jax.vmap(program.probe, in_axes=(0, None, None)), inline=True)
+    evaluate = jax.jit(jax.vmap(program.evaluate, in_axes=(0, None, None)), inline=True)
 
     def body(state: tuple[Any, Metrics], clock: jax.Array) -> tuple[tuple[Any, Metrics], None]:
         lanes, sums = state
         lanes, seen = step(lanes, hyper, clock, data)
         return (lanes, jax.tree.map(jnp.add, sums, seen)), None
 
-    before = _rarely(program.probe_every, start, functools.partial(probe, lanes, start, data))
+    before = _before(program, probe, lanes, start, data)
     nothing = _zeros(jax.eval_shape(step, lanes, hyper, start, data)[1])
     (lanes, seen), _ = jax.lax.scan(body, (lanes, nothing), start + jnp.arange(length, dtype=jnp.int32))
     end = start + length
-    after = _rarely(program.evaluate_every, end, functools.partial(evaluate, lanes, end, data))
+    lanes, after = _after(program, evaluate, lanes, end, data)
     return lanes, before | seen | after
 
 
-def _rarely(every: int | None, clock: jax.Array, measure: Callable[[], Metrics]) -> Metrics:
-    if every is None:
+def _before(program: Program, probe: Callable[..., Metrics], lanes: Any, clock: jax.Array, data: Any) -> Metrics:
+    if program.probe_every is None:
         return {}
-    return jax.lax.cond(clock % every == 0, measure, lambda: _zeros(jax.eval_shape(measure)))
+    nothing = _zeros(jax.eval_shape(probe, lanes, clock, data))
+    due = (clock % program.probe_every == 0) & program.probes_at(clock)
+    return jax.lax.cond(due, lambda: probe(lanes, clock, data), lambda: nothing)
+
+
+def _after(
+    program: Program, evaluate: Callable[..., Any], lanes: Any, clock: jax.Array, data: Any
+) -> tuple[Any, Metrics]:
+    if program.evaluate_every is None:
+        return lanes, {}
+    nothing = _zeros(jax.eval_shape(evaluate, lanes, clock, data)[1])
+    due = clock % program.evaluate_every == 0
+    return jax.lax.cond(due, lambda: evaluate(lanes, clock, data), lambda: (lanes, nothing))
 
 
 def _zeros(shapes: Any) -> Any:

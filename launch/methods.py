@@ -76,6 +76,8 @@ class MethodSpec:
         needs_units: whether it replaces hidden units.
         task_aware: whether it is told of task changes.
         restart: whether every task begins with a new network.
+        fresh_head: whether every task begins with a new output layer.
+        dropout: whether the network is called with the number `dropout_rate`.
         network: the network it always has, or `None` for the run's.
         source: where it comes from.
     """
@@ -88,6 +90,8 @@ class MethodSpec:
     needs_units: bool = False
     task_aware: bool = False
     restart: bool = False
+    fresh_head: bool = False
+    dropout: bool = False
     network: str | None = None
     source: str = ""
 
@@ -108,6 +112,9 @@ INITIALIZER = Choice(
     ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
 )
 HISTORY = Choice(0, "replacements kept for launch.units, 20 bytes each; 0 keeps none", kind=int, low=0)
+RESTART_ALL = Choice(
+    True, "begin running statistics and the optimizer's state anew as well as the weights", (True, False), bool
+)
 RESET_STATE = Choice(True, "reset the inner optimizer's state of a replaced unit", (True, False), bool)
 
 
@@ -225,6 +232,25 @@ METHODS: dict[str, MethodSpec] = {
             source=_DOHARE,
         ),
         MethodSpec(
+            "dropout",
+            "hidden units are dropped at random in training",
+            _backprop,
+            OPTIMIZER_NUMBERS | {"dropout_rate": Number(0.1, 0.0, 0.95, "probability with which a unit is dropped")},
+            OPTIMIZER,
+            dropout=True,
+            source="Srivastava et al., JMLR 2014",
+        ),
+        MethodSpec(
+            "head_reset",
+            "L2, and a new output layer at every task change",
+            _l2,
+            OPTIMIZER_NUMBERS | {"weight_decay": dataclasses.replace(WEIGHT_DECAY, default=1e-4)},
+            OPTIMIZER,
+            task_aware=True,
+            fresh_head=True,
+            source=_DOHARE,
+        ),
+        MethodSpec(
             "decoupled_weight_decay",
             "weights shrink by step_size * lambda beside the gradient step (AdamW)",
             _decoupled,
@@ -291,6 +317,7 @@ METHODS: dict[str, MethodSpec] = {
                     "eligible", "what the rate is a share of, once a unit is eligible", ("eligible", "all")
                 ),
                 "initializer": INITIALIZER,
+                "leave_out": Choice("nothing", "pattern of parameters that replacement neither reads nor edits"),
                 "max_replacements": Choice(1, "bound on units replaced per layer and step", kind=int),
                 "utility_every": Choice(1, "measure utility at every k-th step only", kind=int),
                 "reset_state": RESET_STATE,
@@ -339,9 +366,9 @@ METHODS: dict[str, MethodSpec] = {
         MethodSpec(
             "fresh_network",
             "control: a new network and optimizer at every task change",
-            _backprop,
-            OPTIMIZER_NUMBERS,
-            OPTIMIZER,
+            _l2,
+            OPTIMIZER_NUMBERS | {"weight_decay": WEIGHT_DECAY},
+            OPTIMIZER | {"restart_all": RESTART_ALL},
             task_aware=True,
             restart=True,
             source="the gap to it is the loss of plasticity",

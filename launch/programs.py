@@ -1,18 +1,23 @@
 """What the loop runs: a program of pure functions for one lane, built from a task and a learner."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from plastic_jax.lanes import any_lane
 from plastic_jax.learners.supervised import SupervisedLearner, SupervisedState
 from plastic_jax.paths import leaf_key
-from tasks.base import Batch, Task
+from tasks.base import Batch, Evaluation, Task
 
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
+
+SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude",)
+"""Diagnostics that do not depend on what the network is shown."""
 
 
 class Mean(NamedTuple):
@@ -33,23 +38,25 @@ class Program:
         init: `(key, hyper, data) -> carry`, everything there is before step 0.
         step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update.
         probe: `(carry, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
-        evaluate: `(carry, clock, data) -> metrics`, after step `clock - 1`, at multiples of `evaluate_every`.
+        evaluate: `(carry, clock, data) -> (carry, metrics)`, after step `clock - 1`, at multiples of `evaluate_every`.
         diverged: `carry -> 0-d bool`, whether the lane has diverged.
         samples_per_step: examples or environment steps in one update.
         bin: steps per bin of the metrics.
         probe_every: steps, or `None` for never.
         evaluate_every: steps, or `None` for never.
+        probes_at: `clock -> 0-d bool`, at which of the multiples of `probe_every`.
     """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, Metrics]]
     probe: Callable[..., Metrics]
-    evaluate: Callable[..., Metrics]
+    evaluate: Callable[..., tuple[Any, Metrics]]
     diverged: Callable[[Any], jax.Array]
     samples_per_step: int
     bin: int
     probe_every: int | None
     evaluate_every: int | None
+    probes_at: Callable[[jax.Array], jax.Array] = lambda clock: jnp.ones([], bool)
 
 
 class SupervisedCarry(NamedTuple):
@@ -87,15 +94,23 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         return SupervisedCarry(stream, state, diverged), metrics
 
     def probe(carry: SupervisedCarry, clock: jax.Array, data: Any) -> Metrics:
-        seen = learner.probe(carry.learner, task.probe_batch(carry.task, clock, data))
-        return {n: Mean(v, jnp.ones([], jnp.float32)) for n, v in seen.items()}
-
-    def evaluate(carry: SupervisedCarry, clock: jax.Array, data: Any) -> Metrics:
-        metrics = {}
-        for name, (x, y) in task.evaluation_batches(carry.task, clock, data).items():
-            total, count = learner.evaluate(carry.learner, x, y)
-            metrics[name] = Mean(_unless(carry.diverged, total, failure.get(name), count), count)
+        one, metrics = jnp.ones([], jnp.float32), {}
+        for ending, x in task.probe_batches(carry.task, clock, data).items():
+            seen = learner.probe(carry.learner, x)
+            metrics |= {n if n in SAME_FOR_ALL_INPUTS else n + ending: Mean(v, one) for n, v in seen.items()}
         return metrics
+
+    def evaluate(carry: SupervisedCarry, clock: jax.Array, data: Any) -> tuple[SupervisedCarry, Metrics]:
+        state, metrics = carry.learner, {}
+        for one in task.evaluations(carry.task, clock, data):
+            sums = _measured(functools.partial(learner.evaluate, state), one)
+            if one.selects and learner.selects:
+                state = _selected(learner, state, next(iter(sums.values())), task.ends_task(clock))
+            metrics |= {
+                name: Mean(_unless(carry.diverged, total, failure.get(name), count), count)
+                for name, (total, count) in sums.items()
+            }
+        return carry._replace(learner=state), metrics
 
     return Program(
         init=init,
@@ -107,7 +122,28 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         bin=bin_size,
         probe_every=schedule.probe_every,
         evaluate_every=schedule.evaluate_every,
+        probes_at=schedule.probes_at,
     )
+
+
+def _measured(evaluate: Callable[..., Any], evaluation: Evaluation) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums and numbers over all batches."""
+
+    def measure(i: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        x, targets = evaluation.batch(i)
+        return evaluate(x, targets, evaluation.class_mask)
+
+    if isinstance(evaluation.batches, int) and evaluation.batches == 1:
+        return measure(0)
+    names = jax.eval_shape(evaluation.batch, 0)[1]
+    nothing = {name: (jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)) for name in names}
+    return jax.lax.fori_loop(0, evaluation.batches, lambda i, sums: jax.tree.map(jnp.add, sums, measure(i)), nothing)
+
+
+def _selected(learner: SupervisedLearner, state: Any, seen: tuple[jax.Array, jax.Array], ends_task: jax.Array) -> Any:
+    total, count = seen
+    keep = lambda: learner.keep_best(state, total / jnp.maximum(count, 1.0), ends_task)  # noqa: E731
+    return jax.lax.cond(any_lane(count > 0), keep, lambda: state)
 
 
 def _own_part(batch: Batch, axis_name: str | None) -> Batch:

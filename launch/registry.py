@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +12,13 @@ import flax.linen as nn
 from launch.errors import InputError, unknown
 from launch.methods import METHODS, MethodSpec
 from launch.syntax import Call
-from plastic_jax.networks import ACTIVATIONS, MLP
+from plastic_jax.networks import ACTIVATIONS, MLP, ConvNet, ResNet
 from tasks.base import Task
+from tasks.continual_imagenet import ContinualImageNet
+from tasks.incremental_cifar100 import IncrementalCIFAR100
 from tasks.permuted_mnist import PermutedMNIST
 from tasks.slowly_changing_regression import SlowlyChangingRegression
+from tasks.warm_start import WarmStart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +31,10 @@ class TaskSpec:
         make: a frozen dataclass, the `Task`; its fields are the task's settings.
         network: the default network, as `--network` writes it.
         presets: per preset and method, the settings that differ from the method's defaults.
-        default_steps: length of a run.
-        bin: steps per bin of the metrics; `None` for one bin per task.
+        default_steps: length of a run; `None` for the whole stream.
+        bin: steps per bin of the metrics; `None` for one bin per evaluation, or per task where there are none.
         aliases: other names.
+        task_presets: per preset, the task's settings that differ from its defaults.
     """
 
     name: str
@@ -37,12 +42,14 @@ class TaskSpec:
     make: Callable[..., Task]
     network: str
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    default_steps: int
+    default_steps: int | None
     bin: int | None = None
     aliases: tuple[str, ...] = ()
+    task_presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 PRESETS = ("sound", "published")
+DTYPES = ("float32", "bfloat16")
 
 # Tuned on seeds 100 to 119, nine settings a method: results/slowly_changing_regression/tuning.
 _REGRESSION_TUNED = {
@@ -68,6 +75,54 @@ _MNIST_TUNED = {
 }
 _AS_PUBLISHED = {"reset_state": False}
 _REDO_AS_PUBLISHED = {"decay_rate": 0.0, **_AS_PUBLISHED}
+
+_MOMENTUM = {"optimizer": "momentum", "momentum": 0.9}
+# Dohare et al. 2024: step sizes and strengths chosen there.
+_IMAGENET = dict.fromkeys(METHODS, _MOMENTUM) | {
+    "l2": {**_MOMENTUM, "step_size": 0.03, "weight_decay": 3e-6},
+    "published_shrink_and_perturb": {**_MOMENTUM, "weight_decay": 1e-5, "noise_std": 1e-5},
+    "continual_backprop": {
+        **_MOMENTUM,
+        "replacement_rate": 3e-4,
+        "maturity_threshold": 100,
+        "initializer": "torch_default",
+    },
+    "redo": {**_MOMENTUM, "initializer": "torch_default"},
+}
+_IMAGENET_AS_PUBLISHED = {"continual_backprop": {"count_units": "all", **_AS_PUBLISHED}, "redo": _REDO_AS_PUBLISHED}
+_CIFAR_STEP = {**_MOMENTUM, "step_size": 0.1}
+_CIFAR_DECAY = {**_CIFAR_STEP, "weight_decay": 5e-4}
+_CIFAR_CBP = {"utility": "contribution", "initializer": "kaiming_normal", **_CIFAR_DECAY}
+_CIFAR = (
+    dict.fromkeys(METHODS, _CIFAR_STEP)
+    | dict.fromkeys(("l2", "head_reset", "fresh_network", "redo"), _CIFAR_DECAY)
+    | {
+        "published_shrink_and_perturb": {**_CIFAR_DECAY, "noise_std": 1e-5},
+        "continual_backprop": {**_CIFAR_CBP, "replacement_rate": 1e-5, "maturity_threshold": 1000},
+    }
+)
+_CIFAR_AS_PUBLISHED = {
+    "continual_backprop": {
+        "utility": "lifetime_contribution",
+        "count_units": "all",
+        "leave_out": "*shortcut*",
+        **_AS_PUBLISHED,
+    },
+    "fresh_network": {"restart_all": False},
+    "redo": _REDO_AS_PUBLISHED,
+}
+_CIFAR_TASK_AS_PUBLISHED = {"augment_test": True, "accuracy": "best_epoch", "probe_in_training": True}
+# A tenth of the epochs: ten times the rate, and a tenth of the age, for as many replacements of each unit.
+_CIFAR_SHORT = _CIFAR | {
+    "continual_backprop": {**_CIFAR_CBP, "replacement_rate": 1e-4, "maturity_threshold": 100},
+}
+
+
+def _overlaid(
+    settings: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {name: {**settings.get(name, {}), **more.get(name, {})} for name in {**settings, **more}}
+
 
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
@@ -115,14 +170,77 @@ TASKS: dict[str, TaskSpec] = {
             },
             default_steps=48_000_000,
         ),
+        TaskSpec(
+            "continual_imagenet",
+            "two classes of pictures to be told apart, another two in every task",
+            ContinualImageNet,
+            "convnet",
+            {
+                "sound": _IMAGENET,
+                "published": _overlaid(_IMAGENET, _IMAGENET_AS_PUBLISHED),
+            },
+            default_steps=15_000_000,
+        ),
+        TaskSpec(
+            "imagenet_short",
+            "continual_imagenet in 10 epochs a task",
+            functools.partial(ContinualImageNet, epochs=10, evaluations_per_task=10),
+            "convnet",
+            {"sound": _IMAGENET, "published": _overlaid(_IMAGENET, _IMAGENET_AS_PUBLISHED)},
+            default_steps=None,
+        ),
+        TaskSpec(
+            "incremental_cifar100",
+            "five more classes of CIFAR-100 every 200 epochs, all old ones stay",
+            IncrementalCIFAR100,
+            "resnet",
+            {"sound": _CIFAR, "published": _overlaid(_CIFAR, _CIFAR_AS_PUBLISHED)},
+            default_steps=None,
+            task_presets={"published": _CIFAR_TASK_AS_PUBLISHED},
+        ),
+        TaskSpec(
+            "cifar_short",
+            "incremental_cifar100 in 20 epochs an increment, the schedule of step sizes scaled",
+            functools.partial(IncrementalCIFAR100, epochs=20),
+            "resnet",
+            {"sound": _CIFAR_SHORT, "published": _overlaid(_CIFAR_SHORT, _CIFAR_AS_PUBLISHED)},
+            default_steps=None,
+            task_presets={"published": _CIFAR_TASK_AS_PUBLISHED},
+        ),
+        TaskSpec(
+            "warm_start",
+            "half of the pictures of CIFAR-100, then all of them",
+            WarmStart,
+            "resnet",
+            {"sound": _CIFAR, "published": _CIFAR},
+            default_steps=None,
+        ),
     )
 }
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "linear": functools.partial(MLP, widths=())}
+
+def convnet(outputs: int, width: int = 32, dtype: str = "float32") -> ConvNet:
+    """The network of Continual ImageNet; `width` channels first, then 2 and 4 times as many, as are dense units."""
+    _check_width("convnet", width)
+    return ConvNet(outputs, (width, 2 * width, 4 * width), (5, 3, 3), (4 * width, 4 * width), _dtype(dtype))
 
 
-def find_task(call: Call) -> tuple[TaskSpec, Task]:
-    """The task of that name (or `package.module:name`) with its settings.
+def resnet(outputs: int, width: int = 64, dtype: str = "float32") -> ResNet:
+    """ResNet-18 for small pictures; `width` channels in the first stage, twice as many in each that follows."""
+    _check_width("resnet", width)
+    return ResNet(outputs, (width, 2 * width, 4 * width, 8 * width), dtype=_dtype(dtype))
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "linear": functools.partial(MLP, widths=()),
+    "convnet": convnet,
+    "resnet": resnet,
+}
+
+
+def find_task(call: Call, preset: str = "sound") -> tuple[TaskSpec, Task]:
+    """The task of that name (or `package.module:name`) with its settings, before them those of the preset.
 
     Raises:
         InputError: unknown task or setting, or a value the task refuses.
@@ -134,7 +252,7 @@ def find_task(call: Call) -> tuple[TaskSpec, Task]:
         spec = names[call.name]
     else:
         raise unknown("--task", call.name, names)
-    return spec, _make("--task", spec.name, spec.make, call.settings)
+    return spec, _make("--task", spec.name, spec.make, {**spec.task_presets.get(preset, {}), **call.settings})
 
 
 def find_method(call: Call) -> MethodSpec:
@@ -175,17 +293,38 @@ def find_network(call: Call, outputs: int) -> nn.Module:
     return network
 
 
+def _check_width(name: str, width: int) -> None:
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"{name}: width={width!r} is not a positive integer")
+
+
+def _dtype(name: str) -> str | None:
+    """What a network computes in; `None` stands for that of its parameters, which are float32."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is not {' or '.join(DTYPES)}")
+    return None if name == "float32" else name
+
+
 def _make(flag: str, name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
     target = factory.func if isinstance(factory, functools.partial) else factory
-    if dataclasses.is_dataclass(target):
-        known = [f.name for f in dataclasses.fields(target) if f.init and f.name not in ("parent", "name")]
-        for setting in settings:
-            if setting not in known:
-                raise unknown(f"{flag}: setting of {name}", setting, known)
+    known = _settings_of(target)
+    for setting in settings if known is not None else ():
+        if setting not in known:
+            raise unknown(f"{flag}: setting of {name}", setting, known)
     try:
         return factory(**settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"{flag}: {error}") from None
+
+
+def _settings_of(target: Any) -> list[str] | None:
+    """The names of the settings of a dataclass or function; `None` where it takes any."""
+    if dataclasses.is_dataclass(target):
+        return [f.name for f in dataclasses.fields(target) if f.init and f.name not in ("parent", "name")]
+    if not inspect.isfunction(target):
+        return None
+    parameters = inspect.signature(target).parameters
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
 
 
 def _own_task(name: str) -> TaskSpec:

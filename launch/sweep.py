@@ -37,8 +37,8 @@ from launch.table import table
 from launch.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
 
 ASKED = (
-    "task", "methods", "seeds", "steps", "tasks", "preset", "set", "sweep", "network", "change_every", "bin",
-    "lanes_per_batch", "chunk", "branch_from", "history",
+    "task", "methods", "seeds", "steps", "tasks", "preset", "set", "sweep", "network", "bin", "lanes_per_batch",
+    "chunk", "branch_from", "history", *train.NETWORK_SETTINGS, *(set(train.TASK_SETTINGS) - {"data_dir"}),
 )  # fmt: skip
 """Flags that say what is run; a grid file says it in their place."""
 NOT_HERE = (

@@ -28,14 +28,14 @@ from launch.keeping import Keeping
 from launch.lanes import metric_names
 from launch.plot import plot
 from launch.processes import enable_compilation_cache
-from launch.registry import find_method
+from launch.registry import find_method, find_task
 from launch.resume import DETERMINISTIC, Resume, parse_block
 from launch.run_folder import Run
 from launch.runner import run
 from launch.scripts import Machine
 from launch.sinks import check_sinks, open_sinks
 from launch.stopping import listening
-from launch.syntax import parse_every, parse_keep, parse_methods, parse_seeds, parse_step, with_settings
+from launch.syntax import parse_call, parse_every, parse_keep, parse_methods, parse_seeds, parse_step, with_settings
 from launch.table import table
 
 
@@ -65,7 +65,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "data_dir", None, "where the task's data are; by default the folder of tensorflow-datasets", flag_values=values
     )
-    flags.DEFINE_integer("change_every", None, "steps per task; by default the task's own", flag_values=values)
+    define_setting_flags(values)
     flags.DEFINE_integer("bin", None, "steps per bin of the metrics; by default the task's own", flag_values=values)
     flags.DEFINE_integer(
         "lanes_per_batch",
@@ -102,6 +102,23 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("dry_run", False, "say what would be run, and end", flag_values=values)
+
+
+TASK_SETTINGS = ("data_dir", "change_every", "dataset", "head", "epochs", "train_per_class")
+NETWORK_SETTINGS = ("width", "dtype")
+
+
+def define_setting_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Short forms of settings of --task and of --network, for tasks and networks that have them."""
+    flags.DEFINE_integer("change_every", None, "steps per task; by default the task's own", flag_values=values)
+    flags.DEFINE_string("dataset", None, "name or folder of the pictures; see --list", flag_values=values)
+    flags.DEFINE_string(
+        "head", None, "what becomes of the output layer at a task change: reset, keep, multi", flag_values=values
+    )
+    flags.DEFINE_integer("epochs", None, "passes through a task's pictures", flag_values=values)
+    flags.DEFINE_integer("train_per_class", None, "training pictures of a class", flag_values=values)
+    flags.DEFINE_integer("width", None, "channels of a convolutional network's first layer", flag_values=values)
+    flags.DEFINE_string("dtype", None, "what convolutional networks compute in: float32, bfloat16", flag_values=values)
 
 
 def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -246,8 +263,11 @@ def from_flags(values: flags.FlagValues) -> Experiment:
         experiment = branched(values.branch_from, **given)
     else:
         experiment = Experiment(task=values.task, seeds=parse_seeds(values.seeds), **length, **asked)
-    task = with_settings(experiment.task, data_dir=values.data_dir, change_every=values.change_every)
-    return dataclasses.replace(experiment, task=task)
+    task = with_settings(experiment.task, **{name: values[name].value for name in TASK_SETTINGS})
+    network = {name: values[name].value for name in NETWORK_SETTINGS if values[name].value is not None}
+    if network and not experiment.network:
+        experiment = dataclasses.replace(experiment, network=find_task(parse_call("--task", task))[0].network)
+    return dataclasses.replace(experiment, task=task, network=with_settings(experiment.network, **network))
 
 
 def _history(values: flags.FlagValues) -> tuple[str, ...]:

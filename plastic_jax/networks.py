@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,20 +37,38 @@ class MLP(nn.Module):
         outputs: number of outputs.
         activation: one of `ACTIVATIONS`.
 
-    Input `[batch, ...]` is flattened to `[batch, n]`; output `[batch, outputs]`.
+    Input `[batch, ...]` is flattened to `[batch, n]`; output `[batch, outputs]`. With a `dropout_rate` (0-d) every
+    hidden unit is dropped with that probability (`dropped`), by the random stream `dropout`.
     """
 
     widths: tuple[int, ...] = (5,)
     outputs: int = 1
     activation: str = "relu"
 
+    @property
+    def head(self) -> str:
+        """Name of the output layer."""
+        return f"Dense_{len(self.widths)}"
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, kernel_init=kaiming_uniform(self.activation), name=f"Dense_{i}")(x)
-            x = ACTIVATIONS[self.activation](x)
-        return nn.Dense(self.outputs, kernel_init=kaiming_uniform("linear"), name=f"Dense_{len(self.widths)}")(x)
+            x = dropped(self, ACTIVATIONS[self.activation](x), dropout_rate)
+        return nn.Dense(self.outputs, kernel_init=kaiming_uniform("linear"), name=self.head)(x)
+
+
+def dropped(module: nn.Module, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+    """`x_i / (1 - rate)` with probability `1 - rate`, else 0, independently; `x` itself where `rate` is `None`.
+
+    Differs from `flax.linen.Dropout` in that the rate may be traced, so that runs of several rates share a program
+    (Srivastava et al., JMLR 2014).
+    """
+    if rate is None:
+        return x
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
@@ -72,27 +91,36 @@ class ConvNet(nn.Module):
         channels: output channels per convolution.
         kernel_sizes: side of the square kernel per convolution.
         widths: units per hidden dense layer.
+        dtype: of the arithmetic, with parameters in float32; `None` for that of inputs and parameters. Outputs are
+            float32 at least.
 
     Input `[batch, height, width, channels]`; output `[batch, outputs]`. Parameters: `Conv_0`, ..., `Dense_0`, ...
+    With a `dropout_rate` (0-d) every unit of the hidden dense layers is dropped with that probability (`dropped`).
     """
 
     outputs: int = 2
     channels: tuple[int, ...] = (32, 64, 128)
     kernel_sizes: tuple[int, ...] = (5, 3, 3)
     widths: tuple[int, ...] = (128, 128)
+    dtype: Any = None
+
+    @property
+    def head(self) -> str:
+        """Name of the output layer."""
+        return f"Dense_{len(self.widths)}"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         for i, (channels, size) in enumerate(zip(self.channels, self.kernel_sizes, strict=True)):
-            law = torch_uniform(size * size * x.shape[-1])
-            conv = nn.Conv(channels, (size, size), padding="VALID", kernel_init=law, bias_init=law, name=f"Conv_{i}")
+            laws = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(size * size * x.shape[-1]))
+            conv = nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name=f"Conv_{i}", **laws)
             x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate((*self.widths, self.outputs)):
-            law = torch_uniform(x.shape[-1])
-            x = nn.Dense(width, kernel_init=law, bias_init=law, name=f"Dense_{i}")(x)
-            x = nn.relu(x) if i < len(self.widths) else x
-        return x
+            laws = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(x.shape[-1]))
+            x = nn.Dense(width, dtype=self.dtype, name=f"Dense_{i}", **laws)(x)
+            x = dropped(self, nn.relu(x), dropout_rate) if i < len(self.widths) else x
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class BatchNorm(nn.Module):
@@ -136,7 +164,8 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * seen
         else:
             mean, var = running_mean.value, running_var.value
-        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        # Statistics are float32 at least; what goes on to the next layer is of the input's type.
+        return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(x.dtype)
 
 
 def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
@@ -157,6 +186,7 @@ class BasicBlock(nn.Module):
         channels: output channels.
         stride: of the first convolution.
         axis_name: see `BatchNorm`.
+        dtype: of the convolutions, see `ResNet`.
 
     Input `[batch, height, width, any]`; output `[batch, height / stride, width / stride, channels]`.
     """
@@ -164,15 +194,16 @@ class BasicBlock(nn.Module):
     channels: int
     stride: int = 1
     axis_name: str | None = None
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = _conv(self.channels, 3, self.stride, "Conv_0")(x)
+        y = _conv(self.channels, 3, self.stride, "Conv_0", self.dtype)(x)
         y = nn.relu(BatchNorm(axis_name=self.axis_name, name="BatchNorm_0")(y, train))
-        y = _conv(self.channels, 3, 1, "Conv_1")(y)
+        y = _conv(self.channels, 3, 1, "Conv_1", self.dtype)(y)
         y = BatchNorm(axis_name=self.axis_name, name="BatchNorm_1")(y, train)
         if self.stride != 1 or x.shape[-1] != self.channels:
-            x = _conv(self.channels, 1, self.stride, "shortcut")(x)
+            x = _conv(self.channels, 1, self.stride, "shortcut", self.dtype)(x)
             x = BatchNorm(axis_name=self.axis_name, name="shortcut_norm")(x, train)
         return nn.relu(x + y)
 
@@ -191,6 +222,8 @@ class ResNet(nn.Module):
         widths: channels per stage; the stem has those of the first stage.
         blocks: blocks per stage.
         axis_name: see `BatchNorm`.
+        dtype: of the arithmetic of convolutions and output layer, with parameters, batch statistics and outputs in
+            float32 at least; `None` for that of inputs and parameters.
 
     Input `[batch, height, width, channels]`; `train` says whether batch statistics are used and taken in (then the
     collection `batch_stats` must be mutable). Output `[batch, outputs]`. Parameters: `Conv_0`, `BatchNorm_0`,
@@ -201,22 +234,29 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     axis_name: str | None = None
+    dtype: Any = None
+
+    @property
+    def head(self) -> str:
+        """Name of the output layer."""
+        return "Dense_0"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = _conv(self.widths[0], 3, 1, "Conv_0")(x)
+        x = _conv(self.widths[0], 3, 1, "Conv_0", self.dtype)(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="BatchNorm_0")(x, train))
         stages = zip(self.widths, self.blocks, strict=True)
         plan = [(w, 2 if i > 0 and j == 0 else 1) for i, (w, n) in enumerate(stages) for j in range(n)]
         for k, (width, stride) in enumerate(plan):
-            x = BasicBlock(width, stride, self.axis_name, name=f"BasicBlock_{k}")(x, train)
+            x = BasicBlock(width, stride, self.axis_name, self.dtype, name=f"BasicBlock_{k}")(x, train)
         x = jnp.mean(x, axis=(1, 2))
         law = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        return nn.Dense(self.outputs, kernel_init=law, name="Dense_0")(x)
+        x = nn.Dense(self.outputs, kernel_init=law, dtype=self.dtype, name=self.head)(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _conv(channels: int, size: int, stride: int, name: str) -> nn.Conv:
+def _conv(channels: int, size: int, stride: int, name: str, dtype: Any) -> nn.Conv:
     # The padding is written out: "SAME" pads on one side only where the stride is 2.
     padding = [(size // 2, size // 2)] * 2
     law = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    return nn.Conv(channels, (size, size), stride, padding=padding, kernel_init=law, name=name)
+    return nn.Conv(channels, (size, size), stride, padding=padding, dtype=dtype, kernel_init=law, name=name)

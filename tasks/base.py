@@ -1,9 +1,11 @@
 """What every task is: a stream that keeps changing, as pure functions of a state, a clock and the data."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Batch(NamedTuple):
@@ -15,6 +17,7 @@ class Batch(NamedTuple):
         boundary: 0-d bool, true at the first step of a new task (also at step 0).
         reset_head: 0-d bool, true where the problem itself asks for a new output layer.
         class_mask: `[outputs]` bool, the classes that count now; `None` for all.
+        step_scale: 0-d float, the problem's schedule of step sizes as a factor; `None` for 1.
     """
 
     x: jax.Array
@@ -22,15 +25,56 @@ class Batch(NamedTuple):
     boundary: jax.Array
     reset_head: jax.Array
     class_mask: jax.Array | None = None
+    step_scale: jax.Array | None = None
+
+
+class Evaluation(NamedTuple):
+    """Held-out examples in equal batches, made one after the other so that all of them are never in memory at once.
+
+    Attributes:
+        batches: how many there are; an int, or a 0-d int32 that may be 0 where there is nothing to measure now.
+        batch: number of the batch `-> (x, {metric: y})`; a label below 0 does not count.
+        class_mask: as in `Batch`.
+        selects: whether the network with the highest value of the first metric is the one that the task ends with.
+    """
+
+    batches: int | jax.Array
+    batch: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]
+    class_mask: jax.Array | None = None
+    selects: bool = False
 
 
 class Schedule(NamedTuple):
-    """When the periodic things happen, in steps (one step is one update); `None` is never."""
+    """When the periodic things happen, in steps (one step is one update); `None` is never.
+
+    Attributes:
+        change_every: steps per task; where tasks differ in length, a number that divides them all.
+        evaluate_every: steps between evaluations; a task may leave some out (`Evaluation.batches` of 0).
+        probe_every: steps between looks inside; where tasks differ in length, those that begin no task are left out.
+        length: steps that the stream has; `None` for no end.
+        starts: where tasks differ in length, the first step of each and, last, the end of the stream.
+    """
 
     change_every: int
     evaluate_every: int | None
     probe_every: int | None
     length: int | None
+    starts: tuple[int, ...] | None = None
+
+    def steps_of(self, tasks: int) -> int:
+        """Steps of that many tasks; beyond the end of the stream where it has fewer."""
+        if self.starts is None:
+            return tasks * self.change_every
+        return self.starts[tasks] if tasks < len(self.starts) else self.starts[-1] + 1
+
+    def starts_until(self, steps: int) -> tuple[int, ...]:
+        """The first step of every task of a run of that many steps, and, last, the run's end."""
+        starts = self.starts or range(0, steps, self.change_every)
+        return (*(start for start in starts if start < steps), steps)
+
+    def probes_at(self, clock: jax.Array) -> jax.Array:
+        """Whether the diagnostics look at step `clock`, one of the multiples of `probe_every`; 0-d bool."""
+        return jnp.ones([], bool) if self.starts is None else jnp.any(clock == jnp.asarray(self.starts[:-1]))
 
 
 class Spec(NamedTuple):
@@ -47,14 +91,29 @@ class Spec(NamedTuple):
 class Task:
     """A stream. All but `load` are pure; the caller maps them over lanes with `clock` and `data` unbatched.
 
-    At clock `c` the order is: `probe_batch` (what the upcoming task looks like, before anything is learned from
-    it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of `evaluate_every`,
-    `evaluation_batches` with clock `c + 1` and the state of the task just finished.
+    At clock `c` the order is: `probe_batches` (what the upcoming task looks like, before anything is learned from
+    it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of `evaluate_every`, `evaluations`
+    with clock `c + 1` and the state of the task just finished.
     """
 
     @property
     def spec(self) -> Spec:
         raise NotImplementedError
+
+    @property
+    def resets_head(self) -> bool:
+        """Whether `Batch.reset_head` is ever true."""
+        return False
+
+    @property
+    def selects(self) -> bool:
+        """Whether an evaluation selects the network that a task ends with (`Evaluation.selects`)."""
+        return False
+
+    @property
+    def probe_in_training(self) -> bool:
+        """Whether the diagnostics look at the network as it is in training."""
+        return False
 
     @property
     def schedule(self) -> Schedule:
@@ -72,10 +131,21 @@ class Task:
         """The state after and the batch of step `clock`."""
         raise NotImplementedError
 
-    def evaluation_batches(self, state: Any, clock: jax.Array, data: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Held-out inputs and targets by the name of the metric they give; empty for none."""
-        return {}
+    def evaluations(self, state: Any, clock: jax.Array, data: Any) -> tuple[Evaluation, ...]:
+        """What is measured on held-out examples, in this order."""
+        return ()
 
-    def probe_batch(self, state: Any, clock: jax.Array, data: Any) -> jax.Array:
-        """Inputs of the task that starts at `clock`, for the diagnostics."""
+    def ends_task(self, clock: jax.Array) -> jax.Array:
+        """Whether step `clock - 1` is the last of a task; 0-d bool."""
+        if self.schedule.starts is None:
+            return clock % self.schedule.change_every == 0
+        return jnp.any(clock == jnp.asarray(self.schedule.starts[1:]))
+
+    def probe_batches(self, state: Any, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
+        """Inputs for the diagnostics by what is added to their names: `""` for the task that starts at `clock`."""
         raise NotImplementedError
+
+    @property
+    def note(self) -> str:
+        """What a figure must say of this stream, in words; empty for nothing."""
+        return ""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Schedule, Spec, Task
+from tasks.base import Batch, Evaluation, Schedule, Spec, Task
 from tasks.data import load_images, number_of_classes
 
 _PERMUTATION, _ORDER = 0, 1
@@ -137,31 +137,38 @@ class PermutedMNIST(Task):
         y = _rows(data.train_y, index)
         return PermutedMNISTState(state.key, permutation, order), Batch(x, y, step == 0, jnp.zeros((), bool))
 
-    def evaluation_batches(self, state: PermutedMNISTState, clock: jax.Array, data: PermutedMNISTData):
+    def evaluations(
+        self, state: PermutedMNISTState, clock: jax.Array, data: PermutedMNISTData
+    ) -> tuple[Evaluation, ...]:
         """The held-out images as the task just finished, the one before it and the one ten before it showed them.
 
         A label of -1 says "do not count": all labels of a task before the first are -1. The accuracy is to be taken
         over labels >= 0, and is not a number where there are none.
         """
         if not self.evaluate:
-            return {}
+            return ()
         finished = (clock - 1) // self.schedule.change_every
 
-        def shown_in(task_number):
-            x = _permuted(data.test_x, self.permutation(state.key, jnp.maximum(task_number, 0)))
-            return x, jnp.where(task_number >= 0, data.test_y, -1)
+        def shown_in(metric, task_number):
+            def batch(_):
+                x = _permuted(data.test_x, self.permutation(state.key, jnp.maximum(task_number, 0)))
+                return x, {metric: jnp.where(task_number >= 0, data.test_y, -1)}
 
-        return {
-            "test_accuracy": shown_in(finished),
-            "accuracy_one_task_ago": shown_in(finished - 1),
-            "accuracy_ten_tasks_ago": shown_in(finished - 10),
-        }
+            return Evaluation(1, batch)
 
-    def probe_batch(self, state: PermutedMNISTState, clock: jax.Array, data: PermutedMNISTData) -> jax.Array:
+        return (
+            shown_in("test_accuracy", finished),
+            shown_in("accuracy_one_task_ago", finished - 1),
+            shown_in("accuracy_ten_tasks_ago", finished - 10),
+        )
+
+    def probe_batches(
+        self, state: PermutedMNISTState, clock: jax.Array, data: PermutedMNISTData
+    ) -> dict[str, jax.Array]:
         """The first `probe_size` inputs of the task of step `clock`, `[probe_size, pixels]`."""
         task_number = clock // self.schedule.change_every
         index = self.order(state.key, task_number)[: self.probe_size]
-        return _permuted(_rows(data.train_x, index), self.permutation(state.key, task_number))
+        return {"": _permuted(_rows(data.train_x, index), self.permutation(state.key, task_number))}
 
     @property
     def _steps_per_pass(self) -> int:

@@ -104,12 +104,12 @@ class SlowlyChangingRegression(Task):
         y = table[fast][None, None]
         return state._replace(slow=slow, table=table, words=words), Batch(x, y, boundary, jnp.zeros([], bool))
 
-    def probe_batch(self, state: State, clock: jax.Array, data: Any) -> jax.Array:
+    def probe_batches(self, state: State, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
         """All 32 inputs of the task of step `clock`, `[32, 20]`."""
         del data
         starts = clock % self.change_every == 0
         slow = jax.lax.cond(starts, lambda: self._renew(state, clock)[0], lambda: state.slow)
-        return self._inputs(slow)
+        return {"": self._inputs(slow)}
 
     @property
     def _fast(self) -> int:

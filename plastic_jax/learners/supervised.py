@@ -21,6 +21,20 @@ _LARGE = 8192
 """Values in a parameter from which a copy costs more than to wait for the backward pass."""
 
 
+class Best(NamedTuple):
+    """The best network of a task so far.
+
+    Attributes:
+        params: its parameters.
+        variables: its other collections.
+        score: 0-d float32, what it was chosen by; -1 before there is any.
+    """
+
+    params: Any
+    variables: Any
+    score: jax.Array
+
+
 class SupervisedState(NamedTuple):
     """State of one learner.
 
@@ -31,6 +45,7 @@ class SupervisedState(NamedTuple):
         params_key: typed key of the initial weights; restart `r` draws from `fold_in(params_key, r)`.
         method_key: typed key of the method's own draws.
         restarts: int32 scalar, how often a new task has begun.
+        best: the best network of the task so far; `None` where the learner does not select.
     """
 
     params: Any
@@ -39,6 +54,7 @@ class SupervisedState(NamedTuple):
     params_key: jax.Array
     method_key: jax.Array
     restarts: jax.Array
+    best: Best | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +73,9 @@ class SupervisedLearner:
     `flax.linen.BatchNorm`), without which every device normalises by its own part. `evaluate` and `probe` answer for
     what they are shown, and need no axis.
 
+    A problem may scale step sizes on a schedule of its own (`Batch.step_scale`), and ask for a new output layer
+    (`Batch.reset_head`).
+
     Attributes:
         network: a Flax module from inputs `[batch, *input_shape]` to `[batch, outputs]`.
         input_shape: shape of one input.
@@ -68,7 +87,17 @@ class SupervisedLearner:
             without. Its `apply` takes `(params, x)`, or `(params, variables, x)` if the network has variables, and
             gives the new variables beside the output then.
         restart: begin every task with a new network and a new optimizer state (the fresh-network control).
-        head: name of the output layer, set to zero where the batch says `reset_head`; `None` leaves it alone.
+        restart_all: whether a restart also begins the running statistics and the optimizer's state; the published code
+            leaves both as they are in class-incremental CIFAR-100.
+        head: name of the output layer; `None` leaves it alone. Its weights are set to zero where the batch says
+            `reset_head`; the optimizer's state stays, as published.
+        fresh_head: draw the output layer anew at every task change, by the law of the network's initial weights.
+        selects: whether a task ends with the best network it has had (`keep_best`).
+        dropout: train with `network(x, dropout_rate=hyper["dropout_rate"])` and a random stream `dropout`.
+        transform: wraps the network's function before it is evaluated or differentiated, as
+            `plastic_jax.convolutions.as_products`, which is faster on CPUs; the identity by default.
+        probe_in_training: whether `probe` looks at the network in training, with the statistics of what it is shown,
+            as the published code does for class-incremental CIFAR-100.
         ordered: let the update of large kernels wait for the backward pass: the same numbers, and faster on the CPU for
             methods whose updates do not need all of the pass anyway.
         axis_name: name of the mapped axis over which `step` averages; `None`: a single device.
@@ -83,7 +112,13 @@ class SupervisedLearner:
     transformation: Callable[[Mapping[str, Any], jax.Array], optax.GradientTransformationExtraArgs]
     units: UnitGraph | None = None
     restart: bool = False
+    restart_all: bool = True
     head: str | None = None
+    fresh_head: bool = False
+    selects: bool = False
+    dropout: bool = False
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda apply: apply
+    probe_in_training: bool = False
     ordered: bool = False
     axis_name: str | None = None
 
@@ -98,25 +133,27 @@ class SupervisedLearner:
         restarts = jnp.zeros([], jnp.int32)
         params, variables = self._fresh(params_key, restarts)
         optimizer = self.transformation(hyper, method_key).init(params)
-        return SupervisedState(params, variables, optimizer, params_key, method_key, restarts)
+        best = Best(params, variables, jnp.full([], -1.0)) if self.selects else None
+        return SupervisedState(params, variables, optimizer, params_key, method_key, restarts, best)
 
     def step(
         self, state: SupervisedState, hyper: Mapping[str, Any], batch: Any, clock: jax.Array
     ) -> tuple[SupervisedState, dict[str, jax.Array]]:
         """One update; the metrics are those of the predictions before it.
 
-        `batch` has `x`, `y`, `boundary`, `reset_head` and `class_mask`; `clock` is the unbatched int32 step number.
+        `batch` has `x`, `y`, `boundary`, `reset_head`, `class_mask` and `step_scale`; `clock` is the unbatched int32
+        step number.
         Metrics are means over the batch: `squared_error`, or `loss` (nats) and `online_accuracy`. Under a mapped axis
         they are means over the whole batch; all but `x` and `y` is the same on every device.
         """
+        if batch.step_scale is not None:
+            hyper = {**hyper, "step_size": hyper["step_size"] * batch.step_scale}
         transformation = self.transformation(hyper, state.method_key)
-        if self.restart:
-            state = jax.lax.cond(batch.boundary, lambda: self._restarted(state, transformation), lambda: state)
-        if self.head is not None:
-            state = jax.lax.cond(batch.reset_head, lambda: self._headless(state), lambda: state)
+        state = self._begun(state, batch, transformation)
+        forward = self._training(state, hyper, clock)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
-            output, variables, features = self._forward(params, state.variables, batch.x)
+            output, variables, features = forward(params, state.variables, batch.x)
             loss = self._loss(output, batch.y, batch.class_mask)
             # shard_map may know that parameters are the same on every device, and then adds up their gradients by
             # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
@@ -136,47 +173,93 @@ class SupervisedLearner:
         accuracy = jnp.mean(_predicted(output, batch.class_mask) == batch.y)
         return state, {"loss": loss, "online_accuracy": mean_over(accuracy, self.axis_name)}
 
-    def evaluate(self, state: SupervisedState, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Sum and number over held-out examples: squared errors, or correct answers; labels below 0 do not count."""
+    def evaluate(
+        self, state: SupervisedState, x: jax.Array, targets: Mapping[str, jax.Array], class_mask: Any = None
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Per name, sum and number over held-out examples: squared errors, or correct answers with labels from 0 on.
+
+        Args:
+            state: the learner.
+            x: inputs, `[n, *input_shape]`.
+            targets: by name, `[n, outputs]`, or labels `[n]`, so that parts of the examples have a number of their own.
+            class_mask: `[outputs]` bool, the classes to choose from; `None` for all.
+        """
         if self._has_modes(state):
-            output = _evaluated(self.network)(state.params, state.variables, x)
+            output = self.transform(_evaluated(self.network))(state.params, state.variables, x)
         else:
             output, _, _ = self._forward(state.params, {}, x)
         if self.loss == "squared_error":
-            return jnp.sum(jnp.square(output - y)), jnp.asarray(y.size, jnp.float32)
-        counted = y >= 0
-        correct = (jnp.argmax(output, axis=-1) == y) & counted
-        return jnp.sum(correct, dtype=jnp.float32), jnp.sum(counted, dtype=jnp.float32)
+            return {n: (jnp.sum(jnp.square(output - y)), jnp.asarray(y.size, jnp.float32)) for n, y in targets.items()}
+        answers = _predicted(output, class_mask)
+        right = {name: (answers == y) & (y >= 0) for name, y in targets.items()}
+        return {
+            name: (jnp.sum(right[name], dtype=jnp.float32), jnp.sum(y >= 0, dtype=jnp.float32))
+            for name, y in targets.items()
+        }
+
+    def keep_best(self, state: SupervisedState, score: jax.Array, ends_task: jax.Array) -> SupervisedState:
+        """Remember the network if its `score` is higher than any in this task; at the task's end, go back to the best.
+
+        Parameters and running statistics go back, the optimizer's state does not, as published for class-incremental
+        CIFAR-100. Of equal scores the first counts.
+        """
+        assert state.best is not None, "the learner selects"
+        current = Best(state.params, state.variables, score)
+        best = jax.tree.map(lambda new, old: jnp.where(score > state.best.score, new, old), current, state.best)  # pyright: ignore
+        params, variables = jax.tree.map(
+            lambda kept, now: jnp.where(ends_task, kept, now), best[:2], (state.params, state.variables)
+        )
+        best = best._replace(score=jnp.where(ends_task, -1.0, best.score))
+        return state._replace(params=params, variables=variables, best=best)
 
     def probe(self, state: SupervisedState, x: jax.Array) -> dict[str, jax.Array]:
         """What is seen inside: the weights' mean magnitude, and over all hidden units what they do on the inputs `x`.
 
-        Ranks are summed over layers and divided by the number of units.
+        Ranks are those of layers whose units have one value per example (dense layers, and what is pooled over all
+        positions), summed over such layers and divided by the number of their units.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(state.params)}
         if self.units is None or not self.units.groups:
             return seen
         features = self._features(self.units, state, x)
-        matrices = [feature_matrix(g, features[g.name]) for g in self.units.groups]
-        total = sum(g.width for g in self.units.groups)
-
-        spectra = [metrics.singular_values(m) for m in matrices]
-        dead = [metrics.dead_units(m) * m.shape[1] for m in matrices]
-        dormant = [metrics.dormant_units(m) * m.shape[1] for m in matrices]
+        matrices = {g.name: feature_matrix(g, features[g.name]) for g in self.units.groups}
+        dead = [metrics.dead_units(m) * m.shape[1] for m in matrices.values()]
+        dormant = [metrics.dormant_units(m) * m.shape[1] for m in matrices.values()]
+        total = sum(m.shape[1] for m in matrices.values())
+        seen |= {"dead_units": _total(dead) / total, "dormant_units": _total(dormant) / total}
+        ranked = [m for m in matrices.values() if len(m) == len(x)]
+        if not ranked:
+            return seen
+        spectra, total = [metrics.singular_values(m) for m in ranked], sum(m.shape[1] for m in ranked)
         effective = [metrics.effective_rank_of(s) for s in spectra]
         stable = [metrics.stable_rank_of(s) for s in spectra]
-        sums = {"dead_units": dead, "dormant_units": dormant, "effective_rank": effective, "stable_rank": stable}
-        return seen | {name: jnp.sum(jnp.stack(values)) / total for name, values in sums.items()}
+        return seen | {"effective_rank": _total(effective) / total, "stable_rank": _total(stable) / total}
+
+    def _training(self, state: SupervisedState, hyper: Mapping[str, Any], clock: jax.Array) -> Callable[..., Any]:
+        """`(params, variables, x) -> (output, variables, features)` as the learner trains."""
+        if not self.dropout:
+            return self._forward
+        key = jax.random.fold_in(state.method_key, clock)
+        if self.axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+        how = {"rngs": {"dropout": key}, "dropout_rate": hyper["dropout_rate"]}
+
+        def forward(params: Any, variables: Any, x: jax.Array) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+            output, variables = self.transform(_trained(self.network, **how))(params, variables, x)
+            return output, variables, {}
+
+        return forward
 
     def _forward(self, params: Any, variables: Any, x: jax.Array) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """Output, variables and features in training."""
         if self.units is None:
-            output, variables = _trained(self.network)(params, variables, x)
+            output, variables = self.transform(_trained(self.network))(params, variables, x)
             return output, variables, {}
+        apply = self.transform(self.units.apply)
         if not variables:
-            output, features = self.units.apply(params, x)
+            output, features = apply(params, x)
             return output, variables, features
-        (output, variables), features = self.units.apply(params, variables, x)
+        (output, variables), features = apply(params, variables, x)
         return output, variables, features
 
     def _has_modes(self, state: SupervisedState) -> bool:
@@ -184,12 +267,12 @@ class SupervisedLearner:
         return bool(state.variables or _mode(self.network, train=False))
 
     def _features(self, units: UnitGraph, state: SupervisedState, x: jax.Array) -> dict[str, jax.Array]:
-        """The units' values in evaluation."""
-        if not self._has_modes(state):
-            return units.apply(state.params, x)[1]
+        """The units' values that `probe` looks at."""
+        if self.probe_in_training or not self._has_modes(state):
+            return self._forward(state.params, state.variables, x)[2]
         evaluated = _evaluated(self.network)
         seen = trace_units(evaluated, state.params, x, variables=state.variables, check=False)
-        return seen.apply(state.params, state.variables, x)[1]
+        return self.transform(seen.apply)(state.params, state.variables, x)[1]
 
     def _loss(self, output: jax.Array, y: jax.Array, class_mask: jax.Array | None) -> jax.Array:
         if self.loss == "squared_error":
@@ -201,13 +284,30 @@ class SupervisedLearner:
     def _fresh(self, key: jax.Array, restarts: jax.Array) -> tuple[Any, Any]:
         return _initial(self.network, jax.random.fold_in(key, restarts), jnp.zeros((1, *self.input_shape)))
 
+    def _begun(self, state: SupervisedState, batch: Any, transformation: optax.GradientTransformation) -> Any:
+        """The state in which the step learns: what begins afresh with a task is fresh."""
+        if self.restart:
+            state = jax.lax.cond(batch.boundary, lambda: self._restarted(state, transformation), lambda: state)
+        if self.head is None:
+            return state
+        if self.fresh_head:
+            state = jax.lax.cond(batch.boundary, lambda: self._with_fresh_head(state), lambda: state)
+        return jax.lax.cond(batch.reset_head, lambda: self._with_head(state, jnp.zeros_like), lambda: state)
+
     def _restarted(self, state: SupervisedState, transformation: optax.GradientTransformation) -> SupervisedState:
         params, variables = self._fresh(state.params_key, state.restarts)
-        optimizer = transformation.init(params)
-        return state._replace(params=params, variables=variables, optimizer=optimizer, restarts=state.restarts + 1)
+        state = state._replace(params=params, restarts=state.restarts + 1)
+        if not self.restart_all:
+            return state
+        return state._replace(variables=variables, optimizer=transformation.init(params))
 
-    def _headless(self, state: SupervisedState) -> SupervisedState:
-        return state._replace(params={**state.params, self.head: jax.tree.map(jnp.zeros_like, state.params[self.head])})
+    def _with_head(self, state: SupervisedState, make: Callable[[jax.Array], jax.Array]) -> SupervisedState:
+        return state._replace(params={**state.params, self.head: jax.tree.map(make, state.params[self.head])})
+
+    def _with_fresh_head(self, state: SupervisedState) -> SupervisedState:
+        # Restart 0 has the initial weights, which are the head's first.
+        params, _ = self._fresh(state.params_key, state.restarts)
+        return state._replace(params={**state.params, self.head: params[self.head]}, restarts=state.restarts + 1)
 
 
 def network_units(network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None = None) -> UnitGraph:
@@ -235,11 +335,11 @@ def _initial(network: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any
     return collections["params"], {name: tree for name, tree in collections.items() if name != "params"}
 
 
-def _trained(network: nn.Module) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+def _trained(network: nn.Module, **how: Any) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
     """The network in training: `(params, variables, x) -> (output, variables)`."""
 
     def apply(params: Any, variables: Any, x: jax.Array) -> tuple[Any, Any]:
-        mode = _mode(network, train=True)
+        mode = _mode(network, train=True) | how
         if not variables:
             return network.apply({"params": params}, x, **mode), variables
         return network.apply({"params": params, **variables}, x, mutable=list(variables), **mode)  # pyright: ignore[reportReturnType]
@@ -256,6 +356,10 @@ def _evaluated(network: nn.Module) -> Callable[[Any, Any, jax.Array], Any]:
 def _mode(network: nn.Module, train: bool) -> dict[str, Any]:
     """The argument that says whether the network is trained, where it has one."""
     return {"train": train} if "train" in inspect.signature(type(network).__call__).parameters else {}
+
+
+def _total(values: list[jax.Array]) -> jax.Array:
+    return jnp.sum(jnp.stack(values))
 
 
 def _predicted(output: jax.Array, class_mask: jax.Array | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """The few lines that touch what a jaxpr is made of; everything else in `units` sees equations through them."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "fingerprint",
     "inner",
     "line_of",
+    "multiplications",
     "peak",
     "rerun",
     "run",
@@ -24,6 +26,7 @@ __all__ = [
     "trace",
 ]
 
+CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _WHOLE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
 
@@ -125,6 +128,28 @@ def peak(jaxpr: ClosedJaxpr, size: Callable[[Any], int]) -> int:
         most = max(most, total + max((peak(each, size) for each in inner(eqn)), default=0))
         total -= sum(held.pop(id(v), 0) for v in (*eqn.invars, *eqn.outvars) if last.get(id(v), i) == i)
     return most
+
+
+def multiplications(jaxpr: ClosedJaxpr) -> dict[str, int]:
+    """Multiply-adds of all contractions, by the name of the primitive; loops of unknown length count once."""
+    found: dict[str, int] = {}
+    for eqn in jaxpr.jaxpr.eqns:
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        parts = [multiplications(each) for each in inner(eqn)]
+        parts += [{eqn.primitive.name: _multiplications(eqn)}] if eqn.primitive.name in CONTRACTIONS else []
+        for part in parts:
+            for name, number in part.items():
+                found[name] = found.get(name, 0) + times * number
+    return found
+
+
+def _multiplications(eqn: JaxprEqn) -> int:
+    left, right = (shape(v) for v in eqn.invars[:2])
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return math.prod(shape(eqn.outvars[0])) * math.prod(left[axis] for axis in contracted)
+    outputs = right[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return math.prod(shape(eqn.outvars[0])) * math.prod(right) // outputs
 
 
 def shape(variable: Any) -> tuple[int, ...]:

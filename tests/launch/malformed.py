@@ -2,6 +2,7 @@
 
 TASK = "--task=slowly_changing_regression"
 GOOD = (TASK, "--methods=backprop", "--seeds=2", "--steps=400", "--change_every=200", "--bin=200")
+IMAGENET = ("--task=continual_imagenet", "--methods=backprop", "--data_dir=/nowhere")
 CBP = (*GOOD, "--methods=continual_backprop")
 
 COMMANDS = [
@@ -88,6 +89,33 @@ COMMANDS = [
     ([*GOOD, "--dry_run=perhaps"], ["dry_run", "perhaps"]),
     ([*GOOD, "steps=3"], ["'steps=3'", "--name=value"]),
     (["--explain=continual"], ["--explain", "'continual'"]),
+    ([*GOOD, "--head=keep"], ["--task", "unknown 'head'", "change_every"]),
+    ([*GOOD, "--dataset=cifar100"], ["--task", "unknown 'dataset'"]),
+    ([*GOOD, "--epochs=many"], ["epochs", "many"]),
+    ([*GOOD, "--train_per_class=1.5"], ["train_per_class", "1.5"]),
+    ([*GOOD, "--width=3"], ["--network", "setting of mlp", "did you mean 'widths'?"]),
+    ([*GOOD, "--width=3.5"], ["width", "3.5"]),
+    ([*GOOD, "--dtype=bfloat16"], ["--network", "setting of mlp", "'dtype'"]),
+    ([*GOOD, "--network=convnet", "--width=0"], ["--network", "width=0"]),
+    ([*GOOD, "--network=resnet(width=1.5)"], ["--network", "width=1.5"]),
+    ([*GOOD, "--network=resnet", "--dtype=float16"], ["--network", "'float16'", "float32 or bfloat16"]),
+    ([*GOOD, "--network=convnet(channels=3)"], ["--network", "setting of convnet", "'channels'", "width"]),
+    ([*GOOD, "--network=resnt"], ["--network", "did you mean 'resnet'?"]),
+    ([*GOOD, "--methods=dropout(dropout_rate=1)"], ["dropout_rate", "1", "from 0 to 0.95"]),
+    ([*GOOD, "--methods=fresh_network(restart_all=maybe)"], ["restart_all", "'maybe'", "True"]),
+    (["--task=continual_imagnet", "--methods=backprop"], ["did you mean 'continual_imagenet'?"]),
+    ([*IMAGENET, "--dataset=/nowhere"], ["'/nowhere'", "<class>.npy"]),
+    ([*IMAGENET, "--dataset=imagenet_resized"], ["imagenet_resized", "/nowhere", "tasks.prepare"]),
+    ([*IMAGENET, "--dataset=imagenet_resizd"], ["imagenet_resizd", "/nowhere", "did you mean 'imagenet_resized'?"]),
+    ([*IMAGENET, "--dataset="], ["''", "imagenet_resized"]),
+    ([*IMAGENET, "--head=rest"], ["head", "'rest'", "reset, keep, multi"]),
+    ([*IMAGENET, "--epochs=0"], ["epochs", "0", "from 1 up"]),
+    ([*IMAGENET, "--train_per_class=-1"], ["train_per_class", "-1", "from 1 up"]),
+    ([*IMAGENET, "--change_every=3"], ["--task", "'change_every'", "epochs"]),
+    (["--task=continual_imagenet(normalisation=unt)", "--methods=backprop"], ["normalisation", "'unt'", "unit"]),
+    (["--task=continual_imagenet(evaluations=3)", "--methods=backprop"], ["did you mean 'evaluations_per_task'?"]),
+    (["--task=continual_imagenet(batch=True)", "--methods=backprop"], ["batch", "True", "from 1 up"]),
+    (["--task=imagenet_short(epoch=3)", "--methods=backprop"], ["imagenet_short", "did you mean 'epochs'?"]),
 ]
 
 HEAD = 'task = "slowly_changing_regression"\nmethods = "backprop"\n'

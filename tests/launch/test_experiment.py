@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve, warnings
-from launch.lanes import parameter_count, units_of
+from launch.lanes import _as_it_is, _layout, forward_multiplications, job_program, parameter_count, units_of
 from launch.methods import METHODS
 from launch.registry import TASKS
+from plastic_jax.convolutions import as_products
 
 SMALL = Experiment("slowly_changing_regression(change_every=200)", "backprop", (0, 1, 2), steps=2000, bin=400)
 
@@ -116,7 +118,8 @@ def test_later_settings_win_default_preset_call_set():
 def test_every_default_may_be_typed(name):
     spec = METHODS[name]
     defaults = {setting: field.default for setting, field in (*spec.numbers.items(), *spec.static.items())}
-    job = changed(methods=f"{name}({','.join(f'{setting}={value}' for setting, value in defaults.items())})").jobs[0]
+    typed = ",".join(f"{setting}={value if value != '' else repr('')}" for setting, value in defaults.items())
+    job = changed(methods=f"{name}({typed})").jobs[0]
     assert {**job.lanes[0].hyper, **job.static} == defaults
 
 
@@ -133,6 +136,94 @@ def test_length_comes_from_steps_or_tasks_or_the_task():
     assert changed(steps=None).steps == 1_000_000
     assert resolve(Experiment("bit_flipping", "backprop")).bin == 20_000
     assert resolve(Experiment("bit_flipping", "backprop")).spec.name == "slowly_changing_regression"
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Pictures of four classes: six tasks of four steps."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for k in range(4):
+        np.save(tmp_path / f"{k}.npy", np.random.default_rng(k).integers(0, 256, (6, 32, 32, 3), np.uint8))
+
+    def asked(methods="backprop", task="continual_imagenet", settings="", **fields):
+        known = "test_per_class=2,batch=4,epochs=2,evaluations_per_task=2,probe_size=4"
+        call = f"{task}(dataset='{tmp_path}',{known}{settings})"
+        return resolve(Experiment(call, methods, (0,), **({"network": "convnet(width=1)"} | fields)))
+
+    return asked
+
+
+def test_a_stream_with_an_end_is_run_to_its_end_in_bins_of_an_evaluation(pictures):
+    assert (pictures().steps, pictures().bin) == (24, 2)
+    assert (pictures(tasks=6).steps, pictures(tasks=2).steps, pictures(steps=24).steps) == (24, 8, 24)
+    assert pictures(bin=4).bin == 4
+    for fields, said in (({"tasks": 7}, "--tasks: 7"), ({"steps": 25}, "--steps: 25")):
+        with pytest.raises(InputError) as error:
+            pictures(**fields)
+        assert str(error.value) == f"{said} is beyond the 6 tasks, 24 steps, that continual_imagenet has here"
+
+
+def test_what_the_data_do_not_allow_is_said_before_anything_else(pictures):
+    for settings, words in (
+        (",train_per_class=5", ["train_per_class", "5 training", "holds 6"]),
+        (",train_per_class=1", ["batch", "4", "2 pictures"]),
+        (",normalisation=none", ["--task", "normalisation", "standardised"]),
+    ):
+        with pytest.raises(InputError) as error:
+            pictures(settings=settings)
+        text = str(error.value)
+        assert "\n" not in text
+        assert all(word in text for word in words), text
+
+
+def test_pictures_are_learned_with_momentum_at_the_published_numbers(pictures):
+    plan = pictures("backprop,l2,published_shrink_and_perturb,continual_backprop", preset="published")
+    found = {job.label: (job.static, job.lanes[0].hyper) for job in plan.jobs}
+    assert {(static["optimizer"], hyper["momentum"]) for static, hyper in found.values()} == {("momentum", 0.9)}
+    assert {label: hyper["step_size"] for label, (_, hyper) in found.items()} == {
+        "backprop": 0.01, "l2": 0.03, "published_shrink_and_perturb": 0.01, "continual_backprop": 0.01,
+    }  # fmt: skip
+    assert found["l2"][1]["weight_decay"] == 3e-6
+    static, hyper = found["continual_backprop"]
+    assert (hyper["replacement_rate"], hyper["maturity_threshold"], hyper["decay_rate"]) == (3e-4, 100, 0.99)
+    assert (static["utility"], static["reset_state"]) == ("adaptable_contribution", False)
+    noise = found["published_shrink_and_perturb"][1]
+    assert (noise["weight_decay"], noise["noise_std"]) == (1e-5, 1e-5)
+
+
+def test_a_network_must_have_what_a_method_asks_of_it(pictures):
+    class Plain(nn.Module):
+        outputs: int = 2
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.outputs)(nn.relu(nn.Dense(3)(x.reshape(x.shape[0], -1))))
+
+    def refused(methods, settings):
+        plan = pictures(methods, settings=settings)
+        with pytest.raises(InputError) as error:
+            job_program(plan, dataclasses.replace(plan.jobs[0], network=Plain()))
+        text = str(error.value)
+        assert text.startswith("--network")
+        assert "\n" not in text
+        return text
+
+    assert "dropout_rate" in refused("dropout", ",head=keep")
+    for methods, settings in (("backprop", ""), ("head_reset", ",head=keep")):
+        assert "'head'" in refused(methods, settings)
+    plan = pictures("backprop", settings=",head=keep")
+    job_program(plan, dataclasses.replace(plan.jobs[0], network=Plain()))
+    with pytest.raises(InputError, match=r"^--network: .*ResNet"):
+        plan = pictures("dropout", network="resnet(width=1)")
+        job_program(plan, plan.jobs[0])
+
+
+def test_convolutions_are_products_on_this_backend_and_other_networks_as_they_are(pictures):
+    plan = pictures()
+    assert as_products in (_layout(plan, plan.jobs[0]),) or jax.default_backend() != "cpu"
+    plan = pictures(network="mlp(widths=(3,))")
+    assert _layout(plan, plan.jobs[0]) is _as_it_is
+    assert forward_multiplications(plan, plan.jobs[0]) == {"dot_general": 3072 * 3 + 3 * 2}
 
 
 def test_lane_keys_depend_on_the_seed_alone():

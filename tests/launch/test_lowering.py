@@ -13,7 +13,6 @@ from launch.experiment import Experiment, resolve
 from launch.lanes import abstract_carry, job_program
 from launch.loop import chunk_of_steps
 from launch.methods import METHODS
-from launch.registry import TASKS
 from tests.launch import tiny
 
 LANES, STEPS = 2, 3
@@ -23,17 +22,10 @@ LANES, STEPS = 2, 3
 def images(tmp_path_factory):
     """Few small images for the tasks that need some."""
     folder = tmp_path_factory.mktemp("images")
-    tiny.write_images(folder, 40, 4)
+    tiny.write_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
-
-
-def task_text(name, folder):
-    """The task, where it needs images with small ones of our own."""
-    if "dataset" not in TASKS[name].make.__dataclass_fields__:
-        return name
-    return f"{name}(dataset=tiny,data_dir='{folder}',batch=4,probe_size=8,evaluation_size=10)"
 
 
 def exported(task, method, parallel="lanes"):
@@ -57,14 +49,17 @@ def check(program):
     assert len(program.mlir_module_serialized) > 1000
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
 def test_a_chunk_is_a_program_for_gpus_and_tpus(task, method, images):
-    check(exported(task_text(task, images), method))
+    check(exported(tiny.small(task, images)[0], method))
 
 
 def test_so_is_a_chunk_of_one_device_of_several_that_share_batches(images):
-    program = exported(task_text("permuted_mnist", images), "continual_backprop", "batch")
+    program = exported(
+        f"permuted_mnist(dataset=tiny,data_dir='{images}',batch=4,probe_size=8,evaluation_size=10)",
+        "continual_backprop",
+        "batch",
+    )
     check(program)
     assert "all_reduce" in program.mlir_module()
 

@@ -1,6 +1,7 @@
 """What holds for every registered method and task, present and future."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from launch import loop, work
+from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program, units_of
 from launch.methods import METHODS, OPTIMIZER
-from launch.registry import NETWORKS, PRESETS, TASKS, find_network, find_task
+from launch.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_network, find_task
 from launch.syntax import parse_call
+from plastic_jax.networks import MLP, ConvNet, ResNet
+from tasks.base import Task
 
 TASK = "slowly_changing_regression(change_every=200)"
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -55,14 +59,85 @@ def test_a_task_names_settings_that_exist_and_values_within_range(name):
                     choice = METHODS[method].static[setting]
                     assert value in choice.allowed if choice.allowed else isinstance(value, choice.kind)
                     assert choice.allowed or choice.kind is not int or value >= choice.low
-    assert dataclasses.is_dataclass(spec.make)
-    assert spec.default_steps > 0
+    make = getattr(spec.make, "func", spec.make)
+    assert dataclasses.is_dataclass(make)
+    known = {field.name for field in dataclasses.fields(make)}
+    assert set(getattr(spec.make, "keywords", {})) <= known
+    assert set(spec.task_presets) <= set(PRESETS)
+    assert all(set(settings) <= known for settings in spec.task_presets.values())
+    assert spec.default_steps is None or spec.default_steps > 0
     assert all(alias not in TASKS for alias in spec.aliases)
     find_network(parse_call("", spec.network), 1)
 
 
 def test_aliases_find_the_same_task():
     assert find_task(parse_call("", "bit_flipping"))[1] == find_task(parse_call("", "slowly_changing_regression"))[1]
+
+
+def own_factory(outputs, **sizes):
+    """A network of one's own that takes settings by any name."""
+    return MLP(widths=(sizes["units"],), outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("convnet", ConvNet(7)),
+        ("convnet(width=3)", ConvNet(7, (3, 6, 12), (5, 3, 3), (12, 12))),
+        ("convnet(dtype=bfloat16,width=1)", ConvNet(7, (1, 2, 4), (5, 3, 3), (4, 4), "bfloat16")),
+        ("convnet(dtype=float32)", ConvNet(7)),
+        ("resnet", ResNet(7)),
+        ("resnet(width=8)", ResNet(7, (8, 16, 32, 64))),
+        ("resnet(dtype=bfloat16)", ResNet(7, dtype="bfloat16")),
+        ("tests.launch.test_registry:own_factory(units=4)", MLP((4,), 7)),
+    ],
+)
+def test_a_networks_settings_are_its_width_and_what_it_computes_in(text, network):
+    assert find_network(parse_call("", text), 7) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("convnet(width=0)", ["convnet: width=0", "positive integer"]),
+        ("resnet(width=True)", ["resnet: width=True", "positive integer"]),
+        ("resnet(width=1.5)", ["resnet: width=1.5"]),
+        ("convnet(widht=3)", ["setting of convnet", "did you mean 'width'?"]),
+        ("resnet(dtype=float16)", ["dtype='float16'", "float32 or bfloat16"]),
+        ("resnet(outputs=3)", ["outputs=3"]),
+        ("rsnet", ["'rsnet'", "did you mean 'resnet'?"]),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_line(text, words):
+    with pytest.raises(InputError) as error:
+        find_network(parse_call("", text), 7)
+    said = str(error.value)
+    assert said.startswith("--network")
+    assert "\n" not in said
+    assert all(word in said for word in words), said
+
+
+def test_a_tasks_presets_come_before_the_settings_that_are_typed():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Task):
+        epochs: int = 1
+        pictures: int = 1
+
+    spec = TaskSpec(
+        "own", "", functools.partial(Own, epochs=2), "mlp", {}, None, task_presets={"published": {"pictures": 3}}
+    )
+
+    def made(text, preset):
+        TASKS["own"] = spec
+        try:
+            task = find_task(parse_call("", text), preset)[1]
+        finally:
+            del TASKS["own"]
+        return task.epochs, task.pictures
+
+    assert made("own", "sound") == (2, 1)
+    assert made("own", "published") == (2, 3)
+    assert made("own(pictures=4,epochs=5)", "published") == (5, 4)
 
 
 @pytest.mark.parametrize("name", METHODS)

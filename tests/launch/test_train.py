@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -164,6 +165,53 @@ def test_flags_are_the_fields_of_an_experiment():
     assert (experiment.seeds, experiment.steps, experiment.bin, experiment.lanes_per_batch) == ((0, 1), 400, 200, 3)
     assert (experiment.set, experiment.sweep) == (("a=1", "b=2"), ("c=1,2",))
     assert experiment.network == "mlp(widths=(7,))"
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "network"),
+    [
+        (
+            ["--dataset=cifar100", "--head=keep", "--epochs=3", "--train_per_class=9"],
+            "continual_imagenet(dataset='cifar100',head='keep',epochs=3,train_per_class=9)",
+            "",
+        ),
+        (["--width=8"], "continual_imagenet", "convnet(width=8)"),
+        (["--dtype=bfloat16", "--network=resnet(width=4)"], "continual_imagenet", "resnet(width=4,dtype='bfloat16')"),
+        (["--network=resnet", "--width=4", "--data_dir=d"], "continual_imagenet(data_dir='d')", "resnet(width=4)"),
+        ([], "continual_imagenet", ""),
+    ],
+)
+def test_short_forms_of_settings_go_to_the_task_or_its_network(given, task, network):
+    values = flags.FlagValues()
+    train.define_flags(values)
+    values(["train", "--task=continual_imagenet", "--methods=backprop", *given])
+    experiment = train.from_flags(values)
+    assert (experiment.task, experiment.network) == (task, network)
+
+
+def test_the_command_trains_the_networks_that_its_flags_describe(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for k in range(3):
+        pictures = np.random.default_rng(k).integers(0, 256, (6, 32, 32, 3), np.uint8)
+        (tmp_path / "d").mkdir(exist_ok=True)
+        np.save(tmp_path / "d" / f"{k}.npy", pictures)
+    settings = "test_per_class=2,batch=4,evaluations_per_task=2,probe_size=4"
+    asked = [
+        f"--task=continual_imagenet({settings})",
+        "--seeds=1",
+        "--tasks=1",
+        "--workers=1",
+        f"--data_dir={tmp_path}",
+    ]
+    asked += ["--dataset=d", "--head=keep", "--epochs=2", "--train_per_class=3", "--width=1", "--dtype=bfloat16"]
+    assert command(*asked, "--methods=backprop", f"--workdir={tmp_path / 'run'}") == 0
+    assert "test accuracy" in capsys.readouterr().out
+    meta = read_meta(tmp_path / "run" / "backprop")
+    assert meta["note"] == "pairs of 3 classes of d (3 + 2 pictures a class), 2 epochs a task; output layer kept"
+    assert meta["task_starts"] == [0, 2]
+    assert "bfloat16" in str(meta["settings"])
+    with pytest.raises(InputError, match=r"^--tasks: 4 is beyond the 3 tasks, 6 steps, that continual_"):
+        command(*asked, "--methods=backprop", "--tasks=4")
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,35 @@ import numpy as np
 import launch
 from launch import checkpoint
 from launch.keeping import Keeping
+from launch.methods import METHODS
 from launch.run_folder import CHECKPOINTS, METRICS
 from launch.stopping import Stop, Stopped
 from launch.syntax import Every
 from tasks.base import Batch, Schedule, Spec, Task
 
 TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
+
+SMALL = {
+    "slowly_changing_regression": "change_every=20",
+    "permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20",
+    "continual_imagenet": "batch=8,epochs=4,evaluations_per_task=2,probe_size=5",
+    "incremental_cifar100": "batch=18,classes_per_increment=1,increments=8,epochs=3,probe_size=5",
+    "warm_start": "batch=20,epochs=8,probe_size=5",
+}
+"""Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
+
+LEAD = ("slowly_changing_regression", "permuted_mnist")
+TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network")
+PAIRS = [(task, method) for task in LEAD for method in METHODS]
+PAIRS += [(task, method) for task in SMALL if task not in LEAD for method in TRAINED_OTHERWISE]
+"""Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
+that make the learner do something else."""
+
+
+def small(task, folder):
+    """The task with little data and a change every few steps, and a network for it."""
+    where = "" if task == "slowly_changing_regression" else f"dataset='tiny',data_dir='{folder}',"
+    return f"{task}({where}{SMALL[task]})", "mlp(widths=(5,4))"
 
 
 class State(NamedTuple):
@@ -72,6 +95,14 @@ def write_images(folder, count=64, side=5):
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 256, (n, side, side), np.uint8) for n in (count, 20))
     labels = {"train_labels": np.arange(count) % 10, "test_labels": np.arange(20) % 10}
+    np.savez(folder / "tiny.npz", train_images=train, test_images=test, **labels)
+
+
+def write_pictures(folder):
+    """Ten classes of 20 training pictures of 6 x 6 pixels, and of 4 to test, as `tiny.npz` in a folder."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 6, 6), np.uint8) for n in (200, 40))
+    labels = {"train_labels": np.arange(200) % 10, "test_labels": np.arange(40) % 10}
     np.savez(folder / "tiny.npz", train_images=train, test_images=test, **labels)
 
 

@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     y: Any
     boundary: Any = False
     class_mask: Any = None
+    step_scale: Any = None
 
 
 class Case(NamedTuple):

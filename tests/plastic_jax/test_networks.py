@@ -10,6 +10,7 @@ from plastic_jax import MLP, trace_units
 from plastic_jax.initializers import gain
 from plastic_jax.networks import ACTIVATIONS, BatchNorm, ConvNet, ResNet
 from plastic_jax.paths import get_leaf, set_leaves
+from plastic_jax.units import jaxprs
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -147,3 +148,68 @@ def test_only_units_that_the_shortcuts_see_are_not_isolated():
         found[group.name] = np.array_equal(evaluate(cut), evaluate(set_leaves(cut, {bias: get_leaf(cut, bias) + 1})))
     assert found == {group.name: group.function_preserving for group in units.groups}
     assert [name for name, silent in found.items() if not silent] == ["Conv_0"]
+
+
+# -- arithmetic in bfloat16
+
+
+def equations(jaxpr):
+    """All equations, those within others too."""
+    for eqn in jaxpr.jaxpr.eqns:
+        yield eqn
+        for inside in jaxprs.inner(eqn):
+            yield from equations(inside)
+
+
+SMALL = {"conv": ConvNet(3, (4, 4), (3, 3), (5,)), "residual": ResNet(3, (4, 6), (1, 1))}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16], ids=["named", "type"])
+def test_in_bfloat16_only_contractions_are_and_what_is_kept_is_float32(name, dtype):
+    network, x = SMALL[name].clone(dtype=dtype), jnp.ones((2, 12, 12, 3))
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+
+    def loss(variables):
+        mode = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
+        output = network.apply(variables, x, **mode)
+        output, after = output if mode else (output, {})
+        return jnp.sum(output**2), (output, after)
+
+    closed, (grads, (output, after)) = jaxprs.trace(jax.grad(loss, has_aux=True), variables)
+    for kept in (variables, grads, after, output):
+        assert {leaf.dtype for leaf in jax.tree.leaves(kept)} <= {jnp.dtype("float32")}
+    contractions = [eqn for eqn in equations(closed) if eqn.primitive.name in jaxprs.CONTRACTIONS]
+    assert {eqn.primitive.name for eqn in contractions} == set(jaxprs.CONTRACTIONS)
+    assert {v.aval.dtype for eqn in contractions for v in eqn.invars} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_answers_as_float32_does_but_for_rounding(name):
+    network, x = SMALL[name], jax.random.normal(jax.random.key(1), (2, 12, 12, 3))
+    variables = jax.jit(network.init)(jax.random.key(0), x)
+    outputs = [jax.jit(each.apply)(variables, x) for each in (network, network.clone(dtype="bfloat16"))]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0.05, atol=0.05)
+    assert np.any(outputs[0] != outputs[1])
+
+
+def test_statistics_of_a_batch_are_not_rounded_to_bfloat16():
+    x = 300 + jax.random.normal(jax.random.key(0), (50, 2, 2, 4))
+    x = x.astype(jnp.bfloat16)
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, True)
+    y, after = norm.apply(variables, x, True, mutable=["batch_stats"])
+    mean, var = np.asarray(x, np.float64).mean((0, 1, 2)), np.asarray(x, np.float64).var((0, 1, 2), ddof=1)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(after["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(after["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "outputs"),
+    [(MLP(widths=(4, 3), outputs=7), 7), (MLP(widths=(), outputs=7), 7), (ConvNet(7, (2,), (3,), (4,)), 7),
+     (ResNet(7, (2,), (1,)), 7)],
+)  # fmt: skip
+def test_a_network_says_which_layer_its_outputs_come_from(network, outputs):
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    assert params[network.head]["kernel"].shape[-1] == params[network.head]["bias"].shape[0] == outputs

@@ -164,7 +164,10 @@ def test_evaluation_shows_the_finished_task_and_earlier_ones(make):
     data = task.load()
     state = task.init(key, data)
     for finished in (0, 1, 12):
-        batches = task.evaluation_batches(state, jnp.int32((finished + 1) * EXAMPLES), data)
+        batches = {}
+        for one in task.evaluations(state, jnp.int32((finished + 1) * EXAMPLES), data):
+            x, targets = one.batch(0)
+            batches |= {metric: (x, y) for metric, y in targets.items()}
         assert list(batches) == ["test_accuracy", "accuracy_one_task_ago", "accuracy_ten_tasks_ago"]
         for (x, y), ago in zip(batches.values(), (0, 1, 10), strict=True):
             assert x.shape == (8, PIXELS)
@@ -187,7 +190,7 @@ def test_held_out_images_are_always_the_same_and_from_the_test_set(make):
 def test_probe_is_what_the_upcoming_task_begins_with(make):
     task, key = make(), jax.random.key(8)
     data, state, _ = stream(task, key, EXAMPLES)
-    probe = task.probe_batch(state, jnp.int32(EXAMPLES), data)
+    probe = task.probe_batches(state, jnp.int32(EXAMPLES), data)[""]
     upcoming = stream(task, key, 5, clock=EXAMPLES)[2]
     np.testing.assert_allclose(probe, upcoming.x[:, 0], rtol=1e-6)  # pixels / 255, compiled twice
 
@@ -197,11 +200,11 @@ def test_spec_and_schedule(make):
     assert (spec.input_shape, spec.outputs, spec.loss, spec.batch) == ((PIXELS,), 10, "cross_entropy", 4)
     assert spec.failure["online_accuracy"] == spec.failure["accuracy_ten_tasks_ago"] == 0.1
     assert spec.failure["loss"] == pytest.approx(math.log(10))
-    assert make().schedule == (EXAMPLES, EXAMPLES, EXAMPLES, None)
-    assert make(batch=7, change_every=9).schedule == (9, 9, 9, None)
+    assert make().schedule == (EXAMPLES, EXAMPLES, EXAMPLES, None, None)
+    assert make(batch=7, change_every=9).schedule == (9, 9, 9, None, None)
     silent = make(evaluate=False)
-    assert silent.schedule == (EXAMPLES, None, EXAMPLES, None)
-    assert silent.evaluation_batches(None, None, None) == {}
+    assert silent.schedule == (EXAMPLES, None, EXAMPLES, None, None)
+    assert silent.evaluations(None, None, None) == ()
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_missing_data_is_said_before_anything_else(tmp_path):
 def test_real_mnist():
     task, key = PermutedMNIST(data_dir=str(REAL)), jax.random.key(0)
     assert task.spec.input_shape == (784,)
-    assert task.schedule == (60000, 60000, 60000, None)
+    assert task.schedule == (60000, 60000, 60000, None, None)
     data, _, batches = stream(task, key, 50, clock=799 * 60000)
     assert data.train_x.shape == (60000, 784)
     assert data.test_x.shape == (1000, 784)

@@ -127,7 +127,7 @@ def test_any_block_is_reproduced_without_what_came_before():
 def test_the_probe_shows_the_upcoming_task_and_changes_nothing(variant):
     task = SlowlyChangingRegression(variant=variant, change_every=250)
     state = jax.vmap(task.init, in_axes=(0, None))(KEYS[:2], ())
-    probe = jax.jit(jax.vmap(task.probe_batch, in_axes=(0, None, None)))
+    probe = jax.jit(jax.vmap(lambda *asked: task.probe_batches(*asked)[""], in_axes=(0, None, None)))
     next_step = jax.jit(jax.vmap(task.next, in_axes=(0, None, None)))
     for clock in (0, 250, 500):
         seen = np.asarray(probe(state, clock, ()))
