@@ -63,9 +63,9 @@ def compare(
     pairs = _pairs(a, b)
     rows = []
     for one, other in pairs:
-        _comparable(one, other)
+        comparable(one, other)
         chosen = list(dict.fromkeys(metrics)) if metrics else [_shared_headline(one, other)]
-        named = _named(one, other)
+        named = matched(one, other)
         for metric in chosen:
             rows += [_row(metric, first, second, window, interval) for first, second in named]
     return rows
@@ -87,8 +87,8 @@ def _pairs(a: Path | str, b: Path | str | None) -> list[tuple[Run, Run]]:
     return found
 
 
-def _comparable(one: Run, other: Run) -> None:
-    """Refuse what would not be the same stream for as long."""
+def comparable(one: Run, other: Run) -> None:
+    """Refuse with an InputError what would not be the same stream for as long."""
     for what, values in (
         ("tasks", [run.meta["task"] for run in (one, other)]),
         ("numbers of steps", [int(run.step[-1]) if len(run.step) else 0 for run in (one, other)]),
@@ -104,7 +104,7 @@ def _shared_headline(one: Run, other: Run) -> str:
     return shared[0]
 
 
-def _named(one: Run, other: Run) -> list[tuple[Curve, Curve]]:
+def matched(one: Run, other: Run) -> list[tuple[Curve, Curve]]:
     """The groups of settings to compare: those that agree on every hyperparameter which both runs sweep."""
     found = curves([one, other])
     firsts, seconds = ([curve for curve in found if curve.run is run] for run in (one, other))
@@ -126,25 +126,36 @@ def _swept(group: list[Curve]) -> set[str]:
 
 def _row(metric: str, one: Curve, other: Curve, window: float, interval: str) -> Row:
     style = metric_style(metric)
-    a, b = (_by_seed(curve, metric, window) for curve in (one, other))
+    x, y = (late_mean(curve.run, metric, window)[curve.lanes] * style.scale for curve in (one, other))
+    return paired_row(metric, one, other, x, y, style.better, interval)
+
+
+def paired_row(
+    name: str, one: Curve, other: Curve, x: np.ndarray, y: np.ndarray, better: str, interval: str = "se"
+) -> Row:
+    """The comparison of two curves, given a value for each of their lanes; InputError without a common seed."""
+    a, b = by_seed(one, other, x, y)
+    known = np.isfinite(a) & np.isfinite(b)
+    if not known.any():
+        raise InputError(f"{one.name} and {other.name}: {name} was measured on no common seed; widen --window")
+    means = (float(values[known].mean()) for values in (a, b))
+    return Row(name, with_diverged(one), with_diverged(other), *means, paired_difference(a, b, better, interval))
+
+
+def by_seed(one: Curve, other: Curve, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of two curves, each in the order of its lanes, for the seeds that both have, rising."""
+    a, b = (
+        dict(zip(curve.run.seeds[curve.lanes].tolist(), values.tolist(), strict=True))
+        for curve, values in ((one, x), (other, y))
+    )
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise InputError(f"{one.name} and {other.name}: no seed in common")
-    x, y = (np.array([values[seed] for seed in seeds]) * style.scale for values in (a, b))
-    known = np.isfinite(x) & np.isfinite(y)
-    if not known.any():
-        raise InputError(f"{one.name} and {other.name}: {metric} was measured on no common seed; widen --window")
-    names = (_with_diverged(one), _with_diverged(other))
-    difference = paired_difference(x, y, style.better, interval)
-    return Row(metric, *names, float(x[known].mean()), float(y[known].mean()), difference)
+    return np.array([a[seed] for seed in seeds]), np.array([b[seed] for seed in seeds])
 
 
-def _by_seed(curve: Curve, metric: str, window: float) -> dict[int, float]:
-    values = late_mean(curve.run, metric, window)[curve.lanes]
-    return dict(zip(curve.run.seeds[curve.lanes].tolist(), values.tolist(), strict=True))
-
-
-def _with_diverged(curve: Curve) -> str:
+def with_diverged(curve: Curve) -> str:
+    """The curve's name, and how many of its lanes diverged."""
     return curve.name + (f" ({curve.diverged} diverged)" if curve.diverged else "")
 
 
@@ -162,27 +173,35 @@ def notes(rows: Sequence[Row], window: float, interval: str) -> list[str]:
 
 
 def render(rows: Sequence[Row], remarks: Sequence[str], format: str = "text") -> str:
-    """The table as aligned text, as Markdown, or as LaTeX (booktabs)."""
+    """The comparisons as a table, see `rendered`."""
+    return rendered([HEADINGS, *(row.cells() for row in rows)], remarks, format, left=3)
+
+
+def rendered(table: Sequence[tuple[str, ...]], remarks: Sequence[str], format: str = "text", left: int = 1) -> str:
+    """A table, its headings first, as aligned text, as Markdown, or as LaTeX (booktabs).
+
+    In the latter two the first `left` columns are set to the left, the others to the right.
+    """
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
-    table = [HEADINGS, *(row.cells() for row in rows)]
-    return {"text": _text, "markdown": _markdown, "latex": _latex}[format](table, remarks)
+    return {"text": _text, "markdown": _markdown, "latex": _latex}[format](table, remarks, left)
 
 
-def _text(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
-    return "\n".join([*aligned(table), "", *remarks])
+def _text(table: Sequence[tuple[str, ...]], remarks: Sequence[str], left: int) -> str:
+    return "\n".join([*aligned(table), *([""] if remarks else []), *remarks])
 
 
-def _markdown(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
+def _markdown(table: Sequence[tuple[str, ...]], remarks: Sequence[str], left: int) -> str:
     head, *rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join([head, "|" + "---|" * 3 + "---:|" * 6, *rows, "", " ".join(remarks)])
+    return "\n".join([head, "|" + "---|" * left + "---:|" * (len(table[0]) - left), *rows, "", " ".join(remarks)])
 
 
-def _latex(table: list[tuple[str, ...]], remarks: Sequence[str]) -> str:
+def _latex(table: Sequence[tuple[str, ...]], remarks: Sequence[str], left: int) -> str:
     head, *rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table]
+    columns = "l" * left + "r" * (len(table[0]) - left)
     return "\n".join(
         [f"% {remark}" for remark in remarks]
-        + [r"\begin{tabular}{lllrrrrrr}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+        + [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     )
 
 

@@ -1,6 +1,7 @@
 """Tabulate run folders: per label and setting the mean with its 95 percent interval, early, late and over all.
 
 python -m launch.table DIR... [--metric=squared_error,dormant_units] [--window=0.1] [--interval=bootstrap|se]
+    [--every=50tasks|STEPS]
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from launch.by_task import coarser, edges_every, every_text
 from launch.cli import run_cli
 from launch.curves import Curve, checked_metrics, curves, metric_style
 from launch.errors import InputError
@@ -20,6 +22,10 @@ def table(
     runs: Sequence[Run], metrics: Sequence[str] | None = None, window: float = 0.1, kind: str = "bootstrap"
 ) -> str:
     """Markdown: a row per curve and metric; means over the first and the last `window` of the bins, and over all.
+
+    Means are over the bins that hold a measurement, each with the same weight. The first window goes at least to the
+    first measurement: what is measured once per task is NaN in the bins before. A cell stays empty where a lane has
+    no measurement.
 
     Raises:
         InputError: a metric that no run holds, a window outside (0, 1].
@@ -39,7 +45,8 @@ def _row(curve: Curve, metric: str, window: float, kind: str) -> str:
     style = metric_style(metric)
     values = curve.run.metrics[metric][curve.lanes] * style.scale
     late = late_bins(values.shape[1], window)
-    first = slice(0, late.stop - late.start)
+    held = np.isfinite(values).any(axis=0)
+    first = slice(0, max(late.stop - late.start, int(held.argmax()) + 1 if held.any() else 0))
     cells = [_cell(values[:, bins], kind) for bins in (first, late, slice(None))]
     notes = curve.note.replace(" seeds", "").replace(" seed", "")
     return f"| {curve.name} | {style.label} | {' | '.join(cells)} | {notes} |"
@@ -58,6 +65,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The command's flags; defined when it runs, so that importing `table` brings none."""
     flags.DEFINE_list("metric", [], "Metrics to tabulate; default: the runs' headline.", flag_values=values)
     flags.DEFINE_float("window", 0.1, "Share of the run that counts as early and late.", flag_values=values)
+    flags.DEFINE_string("every", None, "Joins bins: 50tasks, or a number of steps.", flag_values=values)
     flags.DEFINE_enum("interval", "bootstrap", INTERVALS, "95% interval of the mean.", flag_values=values)
 
 
@@ -67,7 +75,11 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
         raise InputError("launch.table: no run folder given; usage: python -m launch.table DIR...")
     runs = [run for directory in arguments for run in read_runs(directory).values()]
     warn_of_tuning(runs)
+    if values.every is not None:
+        runs = [coarser(run, edges_every(run, values.every)) for run in runs]
     print(table(runs, values.metric, values.window, values.interval))
+    if values.every is not None:
+        print("", every_text(values.every), sep="\n")
 
 
 if __name__ == "__main__":

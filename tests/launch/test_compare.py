@@ -45,6 +45,15 @@ def test_the_window_is_a_share_of_the_run(folder):
     assert row.mean_a == pytest.approx((2.0 + 99.0) / 2)
 
 
+def test_bins_without_a_measurement_are_passed_over(folder):
+    for label, scale in (("c", 1.0), ("d", 0.5)):
+        values = np.full((3, 40), np.nan)
+        values[:, 3::4] = scale * np.arange(10) / 10  # ten tasks, measured at their ends
+        write(folder, label, values, metric="test_accuracy")
+    (row,) = compare(folder / "c", folder / "d", window=0.25)
+    assert (row.mean_a, row.mean_b, row.difference.mean) == pytest.approx((80, 40, 40))
+
+
 def test_pairs_are_the_common_seeds_in_their_own_order(folder):
     write(folder, "c", late(30.0, 20.0, 70.0), seeds=(2, 1, 9))
     (row,) = compare(folder / "a", folder / "c")

@@ -281,6 +281,50 @@ def test_runs_made_for_tuning_are_no_headline(folder, tmp_path, capsys):
         assert ("tuning" in capsys.readouterr().err) == (module is table)
 
 
+def by_task(folder, label="m"):
+    """Three seeds, four tasks of five bins of 10 steps, measured at their ends: 0.1, 0.2, 0.3, 0.4."""
+    values = np.full((3, 20), np.nan)
+    values[:, 4::5] = [0.1, 0.2, 0.3, 0.4]
+    write(folder, label, values, metric="test_accuracy", task_starts=[0, 50, 100, 150, 200])
+
+
+def test_a_table_of_what_is_measured_once_per_task(tmp_path):
+    """A tenth of the run is less than a task: its first measurement stands for the beginning, its last for the end."""
+    by_task(tmp_path)
+    row = table.table(list(read_runs(tmp_path).values())).splitlines()[-1]
+    assert row == "| m | test accuracy (%) | 10 [10, 10] | 40 [40, 40] | 25 [25, 25] | 3 |"
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "heights"), [("2tasks", [100, 200], [15, 35]), ("150", [150, 200], [20, 40])]
+)
+def test_wider_bins_are_drawn(tmp_path, monkeypatch, every, steps, heights):
+    by_task(tmp_path)
+    drawn, captions = [], []
+    draw_metric = figure.draw_metric
+    monkeypatch.setattr(figure, "draw_metric", lambda ax, *given: drawn.append(ax) or draw_metric(ax, *given))
+    monkeypatch.setattr(figure, "add_caption", lambda drawing, text: captions.append(text))
+    plot(tmp_path, every=every)
+    np.testing.assert_allclose(drawn[0].get_lines()[0].get_xydata(), np.stack([steps, heights], axis=1))
+    assert "Means over bins of " + every.replace("tasks", " tasks") in captions[0]
+
+
+def test_wider_bins_that_cannot_be(folder):
+    for every, words in (("2tasks", "lacks task_starts"), ("15", "within the bin"), ("2 tasks", "--every: '2 tasks'")):
+        with pytest.raises(InputError, match=words):
+            plot(folder, every=every)
+    assert not (folder / "figure.png").exists()
+
+
+def test_wider_bins_on_the_command_line(tmp_path, capsys):
+    by_task(tmp_path)
+    for module, words in ((command, "figure.png"), (table, "| 15 [15, 15] | 35 [35, 35] | 25 [25, 25] | 3 |")):
+        values = flags.FlagValues()
+        module.define_flags(values)
+        module.main(values(["command", str(tmp_path), "--every=2tasks"])[1:], values)
+        assert words in capsys.readouterr().out
+
+
 def test_the_caption_says_what_was_tuned_on(folder, monkeypatch):
     captions = []
     monkeypatch.setattr(figure, "add_caption", lambda drawing, text: captions.append(text))

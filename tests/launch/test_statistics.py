@@ -143,6 +143,14 @@ def test_late_mean_weighs_bins_by_their_steps():
     np.testing.assert_allclose(late_mean(run, "loss", 2 / 3), [2.0, 4.0])
 
 
+def test_late_mean_of_what_is_measured_at_the_end_of_every_task_only():
+    """Ten tasks of four bins: the last quarter are three tasks, each of the same weight."""
+    values = np.full((2, 40), np.nan)
+    values[:, 3::4] = np.arange(10) + np.array([[0.0], [100.0]])
+    np.testing.assert_allclose(late_mean(run_of(values), "loss", 0.25), [8.0, 108.0])
+    np.testing.assert_allclose(late_mean(run_of(values), "loss", 0.01), [9.0, 109.0])
+
+
 def test_late_mean_of_what_was_not_measured():
     run = run_of([[1.0, np.nan], [1.0, np.nan]])
     with pytest.raises(InputError, match="widen --window"):
