@@ -21,7 +21,8 @@ from absl import flags
 
 from launch.cli import run_cli
 from launch.errors import InputError, unknown
-from launch.lanes import load_data
+from launch.experiment import Plan
+from launch.lanes import forward_multiplications, load_data
 from launch.machine import commit, machine, measured_peaks, memory_work, versions
 from launch.processes import enable_compilation_cache
 from launch.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
@@ -47,13 +48,22 @@ PUBLISHED = {
     "regression": {BACKPROP: 3820.0, CBP: 2160.0},
     "mnist_3x100": {BACKPROP: 2360.0, CBP: 1010.0},
     "mnist_3x2000": {BACKPROP: 88.0, CBP: 44.0},
+    "convnet": {BACKPROP: 14.7, CBP: 14.1},
+    "resnet": {BACKPROP: 0.24, CBP: 0.24},
 }
 """Steps per CPU-second of the published code on one core of a like machine."""
 
 COST_FLOORS = {CONTRIBUTION: 1.25, CBP: 1.5}
 """CBP's time over backprop's at batch 1: one or two reads of the weights beside backprop's four passes."""
 
-LEAST_TIMES_PUBLISHED = {("regression", CBP, 100): 1000, ("mnist_3x100", CBP, 1): 15}
+LEAST_TIMES_PUBLISHED = {
+    ("regression", CBP, 100): 1000,
+    ("mnist_3x100", CBP, 1): 15,
+    ("convnet", CBP, 1): 1,
+    ("resnet", CBP, 1): 1,
+}
+MOST_STREAM_SHARE = 0.05
+CONVOLUTIONAL = ("convnet", "resnet_width_8", "resnet")
 MOST_OVER_FLOOR, MOST_OVER_COST_FLOOR, MOST_OVER_BACKPROP_IN_BATCHES = 1.5, 1.3, 1.1
 FIGURE = (BACKPROP, BACKPROP, BACKPROP, LINEAR, CBP)  # the published regression's curves; backprop at 3 step sizes
 
@@ -77,7 +87,7 @@ def benchmark(
     if repeats < 1:
         raise InputError(f"--repeats: {repeats} is not a positive number")
     chosen = [name for name in names if not only or name in only]
-    task, images = image_task(data_dir) if chosen != ["regression"] else (MNIST, "")
+    task, images = image_task(data_dir) if any("mnist" in n or "batch" in n for n in chosen) else (MNIST, "")
     found = _about(only, data_dir, repeats, quick) | {"images": images}
     say("the machine")
     found["peaks"] = measured_peaks(WIDE_WEIGHTS // (10 if quick else 1), repeats, quick)
@@ -98,10 +108,18 @@ def measure_group(group: str, cases: list[Case], repeats: int) -> list[Row]:
     seconds_per_byte = [times[name][:, 0] / (n * work) for name, (work, _) in memory.items()]
     rows = []
     for case in cases:
+        convolves = group in CONVOLUTIONAL and case.method != STREAM
+        amount = {"step_gflop": _operations(plans[case.name]), "pictures": plans[case.name].task.spec.batch}
         floored = memory and case.method != STREAM
         row = _beside_floor(case, times[case.name][:, 0] / case.steps, seconds_per_byte) if floored else {}
-        rows.append(_case(group, case, cases, times) | row)
+        rows.append(_case(group, case, cases, times) | row | (amount if convolves else {}))
     return rows
+
+
+def _operations(plan: Plan) -> float:
+    """Arithmetic of a step, in 1e9: forward, and twice that backward; a multiply-add is two."""
+    forward = sum(forward_multiplications(plan, plan.jobs[0]).values())
+    return 2 * 3 * forward * plan.task.spec.batch / 1e9
 
 
 def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
@@ -166,6 +184,8 @@ def targets(cases: Iterable[Row]) -> list[Row]:
         least = LEAST_TIMES_PUBLISHED.get((group, method, case["lanes"]))
         if least:
             judge(f"{group}, {method}, {case['lanes']} lanes: times published", case["times_published"], least=least)
+        if group in CONVOLUTIONAL and "stream_share" in case:
+            judge(f"{group}, {method}: the data's share of a step", case["stream_share"].median, most=MOST_STREAM_SHARE)
         if "over_floor" in case:
             judge(f"{group}, {method}: time over the floor", case["over_floor"].median, most=MOST_OVER_FLOOR)
         if "over_backprop" in case and group != "regression":
@@ -187,6 +207,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     ]
     figure = [(name.replace("_", " "), f"{value:,.1f}") for name, value in (found["figure"] or {}).items()]
     peaks = [(p["what"], str(p["per_cpu_second"]), p["unit"]) for p in found["peaks"]]
+    convolutional = [_arithmetic(c, found["peaks"]) for c in found["cases"] if "step_gflop" in c]
     note = "Over backprop: CPU time over backprop's. Stream: its share of a step's CPU time."
     every = [
         Table("Targets, for one CPU core", ("what", "target", "measured", ""), judged),
@@ -201,6 +222,12 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             ("method", "passes read", "passes updated", "ms a step", "floor, ms", "ratio"),
             floors,
             "Passes in sizes of the weights; the floor moves them at the bandwidths measured in the same turns.",
+        ),
+        Table(
+            "Convolutional networks beside the matrix product",
+            ("case", "pictures per CPU-second", "GFLOP a step", "GFLOP/s", "of the peak, %"),
+            convolutional,
+            "Random pictures of the published numbers and shapes; augmentation is part of the ResNet's steps.",
         ),
         Table(
             "The published figure of slowly-changing regression, extrapolated from the rates",
@@ -219,12 +246,25 @@ def _line(case: Row) -> tuple[str, ...]:
     return (
         f"{case['group']}: {case['method']}",
         str(case["lanes"]),
-        f"{cpu.median:,.0f} [{cpu.low:,.0f}, {cpu.high:,.0f}]",
-        f"{wall.median:,.0f}",
-        f"{case['times_published']:,.1f} x {case['published']:,.0f}" if "published" in case else "",
+        f"{_number(cpu.median)} [{_number(cpu.low)}, {_number(cpu.high)}]",
+        _number(wall.median),
+        f"{case['times_published']:,.1f} x {case['published']:,g}" if "published" in case else "",
         str(case.get("over_backprop", "")),
         f"{100 * share.median:.1f}" if share else "",
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _arithmetic(case: Row, peaks: Iterable[Row]) -> tuple[str, ...]:
+    peak = next(p["per_cpu_second"].median for p in peaks if p["unit"] == "GFLOP/s")
+    steps = case["lane_steps_per_cpu_second"].median
+    rate = steps * case["step_gflop"]
+    pictures = f"{steps * case['pictures']:,.1f}"
+    name = f"{case['group']}: {case['method']}"
+    return name, pictures, f"{case['step_gflop']:.1f}", f"{rate:.1f}", f"{100 * rate / peak:.0f}"
 
 
 def heading(found: Mapping[str, Any]) -> list[str]:

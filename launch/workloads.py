@@ -16,6 +16,10 @@ from launch.experiment import Experiment, Plan, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program
 from launch.loop import chunk_length, compiled_chunk, initial
 from launch.registry import TASKS
+from tasks.classes import ClassFacts
+from tasks.continual_imagenet import ContinualImageNet, ContinualImageNetData
+from tasks.growing import GrowingData
+from tasks.incremental_cifar100 import IncrementalCIFAR100
 from tasks.permuted_mnist import PermutedMNIST, PermutedMNISTData
 
 REGRESSION, MNIST = "slowly_changing_regression", "permuted_mnist"
@@ -37,6 +41,34 @@ class RandomImages(PermutedMNIST):
         return PermutedMNISTData(*_random_images(60_000), *_random_images(self.evaluation_size))
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomPairs(ContinualImageNet):
+    """`ContinualImageNet` on random pictures, 600 + 100 of each of 40 classes as published."""
+
+    @property
+    def _facts(self) -> ClassFacts:
+        return _facts(40, 600)
+
+    def load(self) -> ContinualImageNetData:
+        facts = self._facts
+        return ContinualImageNetData(_random(facts.train), _random(facts.test), *np.full((2, 3), 128, np.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomIncrements(IncrementalCIFAR100):
+    """`IncrementalCIFAR100` on random pictures."""
+
+    @property
+    def _facts(self) -> ClassFacts:
+        return _facts(100, 500)
+
+    def load(self) -> GrowingData:
+        facts = self._facts
+        return GrowingData(_random(facts.train), _random(facts.test), *np.full((2, 3), 0.5, np.float32))
+
+
+RANDOM_PAIRS = dataclasses.replace(TASKS["continual_imagenet"], name="random_pairs", make=RandomPairs)
+RANDOM_INCREMENTS = dataclasses.replace(TASKS["incremental_cifar100"], name="random_increments", make=RandomIncrements)
 RANDOM_IMAGES = dataclasses.replace(TASKS[MNIST], name="random_images", make=RandomImages, aliases=())
 
 
@@ -45,6 +77,16 @@ def _random_images(n: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(n)
     pixels = rng.integers(0, 256, (n, 784), np.uint8) * (rng.integers(0, 5, (n, 784), np.uint8) == 0)
     return pixels, rng.integers(0, 10, n).astype(np.int32)
+
+
+def _facts(classes: int, train: int) -> ClassFacts:
+    shapes = ((classes, number, 32, 32, 3) for number in (train, 100))
+    return ClassFacts(tuple(map(str, range(classes))), *shapes)
+
+
+@functools.cache
+def _random(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +127,19 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
     def mnist(task: str, network: str, steps: int, *methods: str) -> list[Case]:
         return [Case(task, network, method, 1, max(int(steps * share), 1)) for method in methods]
 
+    def pictures(task: str, network: str, steps: int) -> list[Case]:
+        task = f"launch.workloads:{task}"
+        return [Case(task, network, method, 1, 1 if quick else steps) for method in (BACKPROP, CBP, STREAM)]
+
     return {
         "regression": regression,
         "mnist_3x100": mnist(online, small, 10_000, BACKPROP, CBP, CONTRIBUTION, STREAM),
         "mnist_3x2000": mnist(online, wide, 60, BACKPROP, CBP, CONTRIBUTION, STREAM),
         "batch_128_3x100": mnist(batch, small, 250, BACKPROP, CBP, STREAM),
         "batch_128_3x2000": mnist(batch, wide, 4, BACKPROP, CBP, STREAM),
+        "convnet": pictures("RANDOM_PAIRS", "convnet", 30),
+        "resnet_width_8": pictures("RANDOM_INCREMENTS", "resnet(width=8)", 5),
+        "resnet": pictures("RANDOM_INCREMENTS", "resnet", 1),
     }
 
 

@@ -134,3 +134,35 @@ def test_wrong_input(command, arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
         command(*arguments, f"--out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
+
+
+def test_convolutional_cases_are_judged_by_the_published_rate_and_by_their_data():
+    row = {"group": "convnet", "method": CBP, "lanes": 1, "times_published": 1.2, "stream_share": Spread(0.06, 0, 1)}
+    assert [found["met"] for found in benchmark.targets([row])] == [True, False]
+
+
+def test_operations_of_a_step_are_three_forward_passes():
+    plan = Case("launch.workloads:RANDOM_PAIRS(batch=10)", "linear", BACKPROP, 1, 1).plan()
+    assert benchmark._operations(plan) == pytest.approx(2 * 3 * 10 * 3072 * 2 / 1e9)
+    arithmetic = benchmark._arithmetic(
+        {
+            "group": "convnet",
+            "method": CBP,
+            "step_gflop": 2.0,
+            "pictures": 100,
+            "lane_steps_per_cpu_second": Spread(5.0, 4.0, 6.0),
+        },
+        [
+            {"unit": "GB/s", "per_cpu_second": Spread(1, 1, 1)},
+            {"unit": "GFLOP/s", "per_cpu_second": Spread(40, 40, 40)},
+        ],
+    )
+    assert arithmetic == ("convnet: continual_backprop", "500.0", "2.0", "10.0", "25")
+
+
+@pytest.mark.parametrize("task", ["RANDOM_PAIRS", "RANDOM_INCREMENTS"])
+def test_random_pictures_have_the_published_shapes(task):
+    stream = Case(f"launch.workloads:{task}", "linear", BACKPROP, 1, 1).plan().task
+    data = stream.load()
+    assert data.train.dtype == np.uint8 and data.train.shape[1:] == ({"RANDOM_PAIRS": 600}.get(task, 500), 32, 32, 3)
+    assert stream.schedule.change_every == {"RANDOM_PAIRS": 3000}.get(task, 25)
