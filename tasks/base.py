@@ -1,7 +1,7 @@
 """What every task is: a stream that keeps changing, as pure functions of a state, a clock and the data."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -149,3 +149,25 @@ class Task:
     def note(self) -> str:
         """What a figure must say of this stream, in words; empty for nothing."""
         return ""
+
+
+def check_fields(
+    task: Task,
+    positive: Sequence[str],
+    optional: Collection[str] = (),
+    switches: Sequence[str] = (),
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """ValueError where a field is not a positive integer (or `None`, if optional), a bool, or one of its words."""
+    for name in positive:
+        value: Any = getattr(task, name)
+        if value is None and name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
+    for name in switches:
+        if not isinstance(getattr(task, name), bool):
+            raise ValueError(f"{name}: got {getattr(task, name)!r}, allowed are True and False")
+    for name, allowed in (choices or {}).items():
+        if getattr(task, name) not in allowed:
+            raise ValueError(f"{name}: got {getattr(task, name)!r}, allowed are {', '.join(allowed)}")

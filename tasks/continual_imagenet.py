@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Evaluation, Schedule, Spec, Task
-from tasks.classes import ClassFacts, class_facts, load_classes
+from tasks.base import Batch, Evaluation, Schedule, Spec, Task, check_fields
+from tasks.classes import ClassFacts, class_facts, load_classes, moments, title
 
 _PAIRS, _SWAP, _ORDER = 0, 1, 2
 HEADS = ("reset", "keep", "multi")
@@ -78,15 +78,9 @@ class ContinualImageNet(Task):
     probe_size: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("train_per_class", "test_per_class", "batch", "epochs", "evaluations_per_task", "probe_size"):
-            value = getattr(self, name)
-            if value is None and name.endswith("per_class"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
-        for name, allowed in (("head", HEADS), ("normalisation", NORMALISATIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed are {', '.join(allowed)}")
+        per_class = ("train_per_class", "test_per_class")
+        sizes = ("batch", "epochs", "evaluations_per_task", "probe_size")
+        check_fields(self, sizes + per_class, per_class, (), {"head": HEADS, "normalisation": NORMALISATIONS})
 
     @property
     def spec(self) -> Spec:
@@ -131,14 +125,14 @@ class ContinualImageNet(Task):
             "multi": "an output for every class",
         }
         pictures = f"{facts.train[1]} + {facts.test[1]} pictures a class"
-        classes = f"pairs of {len(facts.names)} classes of {_title(self.dataset)} ({pictures})"
+        classes = f"pairs of {len(facts.names)} classes of {title(self.dataset)} ({pictures})"
         return f"{classes}, {self.epochs} epochs a task; {told[self.head]}"
 
     def load(self) -> ContinualImageNetData:
         """The pictures, and what they are normalised by."""
         found = load_classes(self.dataset, self.data_dir, self.train_per_class, self.test_per_class)
         if self.normalisation == "standardised":
-            mean, std = _moments(found.train)
+            mean, std = (255 * each for each in moments(found.train))
         else:
             mean, scale = {"raw": (0.0, 1.0), "unit": (0.0, 255.0), "centred": (128.0, 128.0)}[self.normalisation]
             channels = found.train.shape[-1]
@@ -227,20 +221,3 @@ def _unranked(number: jax.Array) -> jax.Array:
     high = jnp.where(before(high) > number, high - 1, high)  # the root is rounded
     high = jnp.where(before(high + 1) <= number, high + 1, high)
     return jnp.stack([number - before(high), high])
-
-
-def _moments(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every channel, float32 `[channels]`."""
-    # How often each of the 256 values stands in a channel says all, and takes no copy of the pictures in floats.
-    counts = np.zeros((pictures.shape[-1], 256))
-    for of_class in pictures:
-        for channel, row in enumerate(counts):
-            row += np.bincount(of_class[..., channel].ravel(), minlength=256)
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256)
-    mean = shares @ values
-    std = np.sqrt(shares @ values**2 - mean**2)
-    return mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
-
-
-def _title(dataset: str) -> str:
-    return dataset.rstrip("/").rpartition("/")[2] if dataset.startswith(("/", ".", "~")) else dataset

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.augment import CIFAR100_MEAN, CIFAR100_STD, augmented
 from tasks.base import Batch, Evaluation, Schedule, Task
-from tasks.classes import load_classes
+from tasks.classes import load_classes, moments
 
 EVALUATED_AT_ONCE = 100
 """Held-out pictures in a batch, as published."""
@@ -244,52 +244,12 @@ def load_growing(
     return GrowingData(train, test, mean, std)
 
 
-def moments(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every channel, float32 `[channels]`, pixels counted in [0, 1]."""
-    # How often each of the 256 values stands in a channel says all, and takes no copy of the pictures in floats.
-    counts = np.zeros((pictures.shape[-1], 256))
-    for of_class in pictures:
-        for channel, row in enumerate(counts):
-            row += np.bincount(of_class[..., channel].ravel(), minlength=256)
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = shares @ values
-    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
-
-
-def check_fields(
-    task: Task,
-    positive: Sequence[str],
-    optional: Collection[str] = (),
-    switches: Sequence[str] = (),
-    choices: Mapping[str, Sequence[str]] | None = None,
-) -> None:
-    """ValueError where a field is not a positive integer (or `None`, if optional), a bool, or one of its words."""
-    for name in positive:
-        value: Any = getattr(task, name)
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
-    for name in switches:
-        if not isinstance(getattr(task, name), bool):
-            raise ValueError(f"{name}: got {getattr(task, name)!r}, allowed are True and False")
-    for name, allowed in (choices or {}).items():
-        if getattr(task, name) not in allowed:
-            raise ValueError(f"{name}: got {getattr(task, name)!r}, allowed are {', '.join(allowed)}")
-
-
 def check_sizes(task: Task, limits: Mapping[str, tuple[int, str]]) -> None:
     """ValueError where a field is beyond its limit, which comes with what it is."""
     for name, (limit, what) in limits.items():
         value = getattr(task, name)
         if value is not None and value > limit:
             raise ValueError(f"{name}: got {value}, {what} {limit}")
-
-
-def title(dataset: str) -> str:
-    """A data set's name; of a folder, its last part."""
-    return dataset.rstrip("/").rpartition("/")[2] if dataset.startswith(("/", ".", "~")) else dataset
 
 
 def chances(classes: int, accuracies: Sequence[str]) -> dict[str, float]:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Evaluation, Spec
-from tasks.classes import ClassFacts, class_facts
+from tasks.base import Batch, Evaluation, Spec, check_fields
+from tasks.classes import ClassFacts, class_facts, title
 from tasks.growing import (
     PROBED,
     Growing,
@@ -16,7 +16,6 @@ from tasks.growing import (
     Now,
     Stage,
     chances,
-    check_fields,
     check_sizes,
     held_out,
     load_growing,
@@ -24,7 +23,6 @@ from tasks.growing import (
     shown,
     shuffled,
     taken,
-    title,
 )
 
 STEP_SIZES = ("published", "constant")

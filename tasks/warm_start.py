@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Batch, Evaluation, Spec
-from tasks.classes import ClassFacts, class_facts
+from tasks.base import Batch, Evaluation, Spec, check_fields
+from tasks.classes import ClassFacts, class_facts, title
 from tasks.growing import (
     PROBED,
     Growing,
@@ -14,14 +14,12 @@ from tasks.growing import (
     GrowingState,
     Stage,
     chances,
-    check_fields,
     check_sizes,
     load_growing,
     probe_key,
     shown,
     shuffled,
     taken,
-    title,
 )
 
 
