@@ -81,6 +81,8 @@ def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
     shape = _one_input(plan)
     _parameters(plan, job)
     _check_dropout(job)
+    if axis_name is not None:
+        _check_shared_batches(plan, job)
     network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
     units = _units(job, network, plan.task.spec.input_shape, axis_name)
 
@@ -114,6 +116,15 @@ def _check_dropout(job: Job) -> None:
     if job.method.dropout and "dropout_rate" not in inspect.signature(network.__call__).parameters:
         raise InputError(
             f"--network: {job.method.name} needs a network with an argument dropout_rate, {network.__name__} has none"
+        )
+
+
+def _check_shared_batches(plan: Plan, job: Job) -> None:
+    collections = jax.eval_shape(job.network.init, _key(), _one_input(plan))
+    if "batch_stats" in collections and not hasattr(job.network, "axis_name"):
+        raise InputError(
+            f"--parallel=batch: {type(job.network).__name__} normalises by batch and has no field axis_name, so that "
+            "every device would normalise by its own part"
         )
 
 

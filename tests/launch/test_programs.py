@@ -13,6 +13,7 @@ import pytest
 
 import launch
 from launch.curves import caption
+from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
 from launch.lanes import hyper_arrays, job_program
 from launch.loop import chunk_of_steps
@@ -21,6 +22,7 @@ from launch.programs import Mean, supervised_program
 from launch.run_folder import read_meta, read_run
 from plastic_jax.learners.supervised import SupervisedLearner
 from tasks.base import Batch, Evaluation, Schedule, Spec, Task
+from tests.launch import tiny
 
 HYPER = {"step_size": jnp.float32(0.0)}
 X = jnp.arange(10.0).reshape(5, 2)
@@ -274,3 +276,20 @@ def test_with_every_method_the_state_keeps_its_types_whatever_is_computed_in(net
             jax.eval_shape(program.evaluate, carry, jnp.int32(2), data)[0],
         ):
             assert form(later) == form(carry), name
+
+
+class Normalised(nn.Module):
+    """Normalises by batch, and cannot be told of an axis."""
+
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.outputs)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+def test_a_network_that_normalises_by_its_own_part_of_a_batch_is_refused():
+    plan = resolve(Experiment(tiny.TASK, "backprop", (0,), steps=20, network="tests.launch.test_programs:Normalised"))
+    job_program(plan, plan.jobs[0])
+    with pytest.raises(InputError, match=r"--parallel=batch: Normalised .*axis_name"):
+        job_program(plan, plan.jobs[0], "batch")
