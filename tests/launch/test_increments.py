@@ -10,7 +10,8 @@ from absl import flags
 
 from launch import increments as command
 from launch.errors import InputError
-from launch.increments import Question, best_in_tasks, by_increment, draw, increments, report
+from launch.incremented import Question, best_in_tasks, by_increment, increments
+from launch.increments import draw, report
 from launch.run_folder import read_runs, write_run
 from tasks.incremental_cifar100 import IncrementalCIFAR100, presentations, updates
 
