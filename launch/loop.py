@@ -120,10 +120,9 @@ def chunk_of_steps(
     program: Program, length: int, lanes: Any, hyper: Any, start: jax.Array, data: Any
 ) -> tuple[Any, Metrics]:
     """`length` steps of all lanes from step `start`, and the sums and counts of what was measured on the way."""
-    # Compiled with the rest, but traced once for their shapes and their values.
-    step = jax.jit(jax.vmap(program.step, in_axes=(0, 0, None, None)), inline=True)
-    probe = jax.jit(jax.vmap(program.probe, in_axes=(0, None, None)), inline=True)
-    evaluate = jax.jit(jax.vmap(program.evaluate, in_axes=(0, None, None)), inline=True)
+    step = jax.vmap(program.step, in_axes=(0, 0, None, None))
+    probe = jax.vmap(program.probe, in_axes=(0, None, None))
+    evaluate = jax.vmap(program.evaluate, in_axes=(0, None, None))
 
     def body(state: tuple[Any, Metrics], clock: jax.Array) -> tuple[tuple[Any, Metrics], None]:
         lanes, sums = state
