@@ -87,7 +87,8 @@ def benchmark(
     if repeats < 1:
         raise InputError(f"--repeats: {repeats} is not a positive number")
     chosen = [name for name in names if not only or name in only]
-    task, images = image_task(data_dir) if any("mnist" in n or "batch" in n for n in chosen) else (MNIST, "")
+    shows_mnist = any(MNIST in case.task for name in chosen for case in groups()[name])
+    task, images = image_task(data_dir) if shows_mnist else (MNIST, "")
     found = _about(only, data_dir, repeats, quick) | {"images": images}
     say("the machine")
     found["peaks"] = measured_peaks(WIDE_WEIGHTS // (10 if quick else 1), repeats, quick)
@@ -108,11 +109,13 @@ def measure_group(group: str, cases: list[Case], repeats: int) -> list[Row]:
     seconds_per_byte = [times[name][:, 0] / (n * work) for name, (work, _) in memory.items()]
     rows = []
     for case in cases:
-        convolves = group in CONVOLUTIONAL and case.method != STREAM
-        amount = {"step_gflop": _operations(plans[case.name]), "pictures": plans[case.name].task.spec.batch}
-        floored = memory and case.method != STREAM
-        row = _beside_floor(case, times[case.name][:, 0] / case.steps, seconds_per_byte) if floored else {}
-        rows.append(_case(group, case, cases, times) | row | (amount if convolves else {}))
+        row = _case(group, case, cases, times)
+        if memory and case.method != STREAM:
+            row |= _beside_floor(case, times[case.name][:, 0] / case.steps, seconds_per_byte)
+        if group in CONVOLUTIONAL and case.method != STREAM:
+            plan = plans[case.name]
+            row |= {"step_gflop": _operations(plan), "pictures": plan.task.spec.batch}
+        rows.append(row)
     return rows
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
-from launch.compare import FORMATS, rendered, with_diverged
+from launch.compare import FORMATS, rendered
 from launch.curves import INK, Curve, caption, metric_style
 from launch.errors import InputError, unknown
 from launch.incremented import (
@@ -40,11 +40,11 @@ from launch.incremented import (
     is_longer,
     takes_best_epoch,
 )
-from launch.learned import numbers, shown
+from launch.learned import note_of, numbers, range_of, range_text, shown, verdict_text
 from launch.plot import target
 from launch.run_folder import Run, read_runs
 from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, interval
+from launch.statistics import INTERVALS
 from launch.survival import Ranged
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def _accuracies(found: Sequence[Increments], question: Question) -> list[tuple[s
     for each in found:
         accuracy = each.values(question.metric)
         wanted = (accuracy[:, -1], _over_increments(accuracy), each.relative[:, -1], _over_increments(each.relative))
-        cells = [_cell(values, question.interval) for values in wanted]
+        cells = [range_of(values, question.interval) for values in wanted]
         pairs = str(_pairs(each.relative[:, -1]))
         if each.partner is each.curve:
             cells[2:], pairs = ["", ""], ""
-        lines.append((each.curve.name, *cells, pairs, _note(each.curve)))
+        lines.append((each.curve.name, *cells, pairs, note_of(each.curve)))
     return lines
 
 
@@ -92,21 +92,6 @@ def _over_increments(values: np.ndarray) -> np.ndarray:
 
 def _pairs(values: np.ndarray) -> int:
     return int(np.isfinite(values).sum())
-
-
-def _note(curve: Curve) -> str:
-    return curve.note.replace(" seeds", "").replace(" seed", "")
-
-
-def _cell(values: np.ndarray, kind: str) -> str:
-    """Mean and interval over lanes [lane]; empty where nothing was measured."""
-    return _text(Ranged(*(float(end) for end in interval(values, kind)))) if np.isfinite(values).any() else ""
-
-
-def _text(found: Ranged) -> str:
-    """`mean [low, high]`, without ends that do not exist; what is infinite was not reached."""
-    value, low, high = ("not reached" if np.isinf(each) else f"{each:.4g}" for each in found)
-    return value if np.isnan(found.low) or np.isinf(found.low) else f"{value} [{low}, {high}]"
 
 
 def _about_accuracies(found: Sequence[Increments], question: Question) -> str:
@@ -136,7 +121,7 @@ _ABOUT_AGES = (
 def _ages(found: Sequence[Increments], question: Question) -> list[tuple[str, ...]]:
     lines = [("method", *AGES.values(), "updates", "of the last network", "newest shown", "oldest shown")]
     for each in found:
-        cells = [_cell(each.values(name)[:, -1], question.interval) for name in AGES]
+        cells = [range_of(each.values(name)[:, -1], question.interval) for name in AGES]
         before = int(each.updates[-2]) if each.restarts and len(each.updates) > 1 else 0
         total = int(each.updates[-1])
         newest, oldest = each.presentations
@@ -150,7 +135,7 @@ def _waits(found: Sequence[Increments]) -> list[tuple[str, ...]]:
         if each.wait is not None:
             never = Ranged(*(100 * value for value in each.wait.never))
             there = sorted({int(each.epochs[each.late][0]), int(each.epochs[-1])})
-            cells = (_text(one) for one in (never, each.wait.median, each.wait.mean))
+            cells = (range_text(one) for one in (never, each.wait.median, each.wait.mean))
             lines.append((each.curve.name, *cells, "–".join(map(str, there))))
     return lines
 
@@ -170,11 +155,11 @@ def _by_increment(found: Sequence[Increments], question: Question) -> list[tuple
     lines = [("method", _axis(found), "accuracy", "relative", "pairs")]
     for each in found:
         for place, classes in enumerate(each.classes.tolist()):
-            accuracy = _cell(each.values(question.metric)[:, place], question.interval)
+            accuracy = range_of(each.values(question.metric)[:, place], question.interval)
             relative = ("", "")
             if each.partner is not each.curve:
                 values = each.relative[:, place]
-                relative = (_cell(values, question.interval), str(_pairs(values)))
+                relative = (range_of(values, question.interval), str(_pairs(values)))
             lines.append((each.curve.name, str(classes), accuracy, *relative))
     return lines
 
@@ -193,13 +178,9 @@ def _verdicts(found: Sequence[Increments], question: Question) -> list[str]:
     lines = []
     for each in plain:
         if each.run.label == base:
-            verdict = shown(each.curve, each.partner, question.metric, LATE)
-            ends = f" [{verdict.low:.4g}, {verdict.high:.4g}]" if np.isfinite(verdict.low) else ""
-            names = f"{with_diverged(each.curve)} minus {with_diverged(each.partner)}"
-            lines.append(
-                f"Loss of plasticity {verdict.verdict}: {names}, "
-                f"{question.style.label} over the last {100 * LATE:g}% of increments: {verdict.difference:.4g}{ends}."
-            )
+            judged = shown(each.curve, each.partner, question.metric, LATE)
+            span = f"last {100 * LATE:g}% of increments"
+            lines.append(verdict_text(judged, each.curve, each.partner, question.style.label, span))
     return lines
 
 

@@ -37,7 +37,7 @@ SECONDS_PER_STEP = 3e-7
 SECONDS_PER_PARAMETER = 4e-10
 SECONDS_PER_PARAMETER_FROM_MEMORY = 1.7e-9
 CACHE_PARAMETERS = 500_000
-SECONDS_PER_MULTIPLICATION = 1e-10
+SECONDS_PER_MULTIPLICATION = 1e-10  # of narrow convolutions, which are bound by memory; wide ones take a third
 # Python looks up between chunks only: for signals, clocks and checkpoints.
 LONGEST_CHUNK_SECONDS = 3.0
 ACCELERATOR_SPEED = 50.0
@@ -67,17 +67,23 @@ class Unit:
         return self.lanes + (self.lanes[-1],) * (self.size - len(self.lanes))
 
 
-# Plans and jobs are equal to themselves only; what is asked of them again and again, large networks make costly.
+# Plans and jobs are equal to themselves only. Units of a job share what is compiled, and large networks are costly to
+# ask again and again.
 _KEPT = 16
 
 
-@functools.lru_cache(_KEPT)
 def job_program(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
-    """The program of a job; with `axis_name`, of one device that has a part of every batch.
+    """The program of a job, the same object for the same job; with `axis_name`, of one device of several that share
+    every batch.
 
     Raises:
         InputError: the network does not fit the task, or the method replaces units and the network's are not known.
     """
+    return _job_program(plan, job, axis_name)
+
+
+@functools.lru_cache(_KEPT)
+def _job_program(plan: Plan, job: Job, axis_name: str | None) -> Program:
     shape = _one_input(plan)
     _parameters(plan, job)
     _check_dropout(job)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.by_task import after_tasks, steps_until, task_starts, within_tasks
-from launch.compare import Row, by_seed, comparable, matched, paired_row
+from launch.compare import Row, by_seed, comparable, matched, paired_row, with_diverged
 from launch.curves import Curve, MetricStyle, checked_metrics, curves, metric_style
 from launch.errors import InputError, unknown
 from launch.run_folder import Run
-from launch.statistics import late_bins, paired_difference
-from launch.survival import Pooled, kaplan_meier, pooled
+from launch.statistics import interval, late_bins, paired_difference
+from launch.survival import Pooled, Ranged, kaplan_meier, pooled
 
 METRIC, SUFFIX = "test_accuracy_in_task", "_in_task"
 PUBLISHED_BIN, BINS = 50, 20
@@ -314,3 +314,28 @@ def _one_curve(run: Run | Curve) -> Curve:
 def numbers(span: slice) -> str:
     """Tasks as people count them, from 1."""
     return f"{span.start + 1}–{span.stop}" if span.stop - span.start > 1 else f"{span.stop}"
+
+
+def verdict_text(found: Shown, one: Curve, two: Curve, label: str, span: str) -> str:
+    """A line that says whether `one` loses plasticity beside `two`; `span` is what of the run it is about."""
+    ends = f" [{found.low:.4g}, {found.high:.4g}]" if np.isfinite(found.low) else ""
+    names = f"{with_diverged(one)} minus {with_diverged(two)}"
+    return f"Loss of plasticity {found.verdict}: {names}, {label} over the {span}: {found.difference:.4g}{ends}."
+
+
+def range_of(values: np.ndarray, kind: str) -> str:
+    """Mean and interval over lanes [lane] as text; empty where nothing was measured."""
+    return range_text(Ranged(*(float(value) for value in interval(values, kind)))) if np.isfinite(values).any() else ""
+
+
+def range_text(found: Ranged) -> str:
+    """`mean [low, high]`, without ends that do not exist; what is infinite was not reached."""
+    if np.isnan(found.value):
+        return ""
+    value, low, high = ("not reached" if np.isinf(each) else f"{each:.4g}" for each in found)
+    return value if np.isnan(found.low) or np.isinf(found.low) else f"{value} [{low}, {high}]"
+
+
+def note_of(curve: Curve) -> str:
+    """The number of seeds and what else the legend says, for a column that is headed by seeds."""
+    return curve.note.replace(" seeds", "").replace(" seed", "")

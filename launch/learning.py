@@ -22,14 +22,29 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
-from launch.compare import FORMATS, HEADINGS, rendered, with_diverged
+from launch.compare import FORMATS, HEADINGS, rendered
 from launch.curves import INK, Curve, baseline, caption, curves
 from launch.errors import InputError, unknown
-from launch.learned import METRIC, Learned, Question, Shown, beside, differences, learning, numbers, pairs, shown
+from launch.learned import (
+    METRIC,
+    Learned,
+    Question,
+    Shown,
+    beside,
+    differences,
+    learning,
+    note_of,
+    numbers,
+    pairs,
+    range_of,
+    range_text,
+    shown,
+    verdict_text,
+)
 from launch.plot import target
 from launch.run_folder import Run, read_runs
 from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, interval
+from launch.statistics import INTERVALS
 from launch.survival import Pooled, Ranged
 
 if TYPE_CHECKING:
@@ -64,25 +79,9 @@ def _accuracies(found: Sequence[Learned], question: Question) -> list[tuple[str,
     names = [name for name, quantity in found[0].quantities.items() if quantity.tabled]
     lines = [("method", *names, "seeds")]
     for each in found:
-        cells = (_cell(each.quantities[name].values, question.interval) for name in names)
-        lines.append((each.curve.name, *cells, _note(each.curve)))
+        cells = (range_of(each.quantities[name].values, question.interval) for name in names)
+        lines.append((each.curve.name, *cells, note_of(each.curve)))
     return lines
-
-
-def _cell(values: np.ndarray, kind: str) -> str:
-    return _range_text(Ranged(*(float(value) for value in interval(values, kind))))
-
-
-def _range_text(found: Ranged) -> str:
-    """`mean [low, high]`, without ends that do not exist; what is infinite was not reached."""
-    if np.isnan(found.value):
-        return ""
-    value, low, high = ("not reached" if np.isinf(each) else f"{each:.4g}" for each in found)
-    return value if np.isnan(found.low) or np.isinf(found.low) else f"{value} [{low}, {high}]"
-
-
-def _note(curve: Curve) -> str:
-    return curve.note.replace(" seeds", "").replace(" seed", "")
 
 
 def _waiting(found: Sequence[Learned], question: Question) -> list[tuple[str, ...]]:
@@ -90,8 +89,8 @@ def _waiting(found: Sequence[Learned], question: Question) -> list[tuple[str, ..
     for each in found:
         for span, end, wait in zip(each.spans, each.horizons, (each.early, each.late), strict=True):
             never = Ranged(*(100 * value for value in wait.never))
-            cells = (_range_text(one) for one in (never, wait.median, wait.mean))
-            lines.append((each.curve.name, numbers(span), *cells, f"{end:g}", _note(each.curve)))
+            cells = (range_text(one) for one in (never, wait.median, wait.mean))
+            lines.append((each.curve.name, numbers(span), *cells, f"{end:g}", note_of(each.curve)))
     return lines
 
 
@@ -145,11 +144,7 @@ def _verdicts(runs: Sequence[Run], question: Question) -> list[str]:
         for other in beside(run, fresh):
             for one, two in pairs(run, other, curves(runs)):
                 found = shown(one, two, question.metric, question.window)
-                ends = f" [{found.low:.4g}, {found.high:.4g}]" if np.isfinite(found.low) else ""
-                lines.append(
-                    f"Loss of plasticity {found.verdict}: {with_diverged(one)} minus {with_diverged(two)}, "
-                    f"{question.style.label} over the last {question.share} of tasks: {found.difference:.4g}{ends}."
-                )
+                lines.append(verdict_text(found, one, two, question.style.label, f"last {question.share} of tasks"))
     return lines
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -73,7 +72,7 @@ def run_units(
         InputError: no checkpoint of a unit that has some is readable, or they are of another structure.
     """
     job = plan.job(units[0].label)
-    program = program_of(plan, job, devices.axis_name)
+    program = job_program(plan, job, devices.axis_name)
     stores = [store_of(plan, unit, place) if place else None for unit in units]
     with contextlib.ExitStack() as locks:
         for store in stores:
@@ -241,10 +240,3 @@ def _biographies(lanes: Any) -> Arrays:
     arrays = {"rows": found.rows, "written": found.written} | {f"age/{name}": values for name, values in age.items()}
     arrays |= {f"usefulness/{name}": counts for name, counts in found.usefulness.items()}
     return {PREFIX + name: np.asarray(values) for name, values in arrays.items()}
-
-
-# Kept, so that the units of a job share what is compiled.
-@functools.lru_cache(maxsize=2)
-def program_of(plan: Plan, job: Job, axis_name: str | None = None) -> Program:
-    """The job's program, the same object for the same plan."""
-    return job_program(plan, job, axis_name)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Evaluation, Schedule, Spec, Task
+from tasks.base import Batch, Evaluation, Schedule, Spec, Task, check_fields
 from tasks.data import load_images, number_of_classes
 
 _PERMUTATION, _ORDER = 0, 1
@@ -73,14 +73,8 @@ class PermutedMNIST(Task):
     probe_size: int = 2000
 
     def __post_init__(self):
-        for name in ("batch", "change_every", "evaluation_size", "probe_size"):
-            value = getattr(self, name)
-            if value is None and name == "change_every":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
-        if self.evaluate not in (True, False):
-            raise ValueError(f"evaluate: got {self.evaluate!r}, allowed are True and False")
+        sizes = ("batch", "change_every", "evaluation_size", "probe_size")
+        check_fields(self, sizes, ("change_every",), ("evaluate",))
 
     @property
     def spec(self) -> Spec:

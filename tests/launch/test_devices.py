@@ -25,12 +25,12 @@ from launch.checkpoint import Checkpoints
 from launch.devices import part, put_lanes, put_state
 from launch.experiment import Experiment, resolve
 from launch.keeping import abstract_data, abstract_lanes
+from launch.lanes import job_program
 from launch.leaves import on_host
 from launch.processes import enable_compilation_cache
 from launch.resume import recorded
 from launch.run_folder import read_meta, unit_folders
 from launch.stopping import Stop, Stopped
-from launch.work import program_of
 from plastic_jax.paths import leaf_names
 
 ROOT = Path(__file__).parents[2]
@@ -240,7 +240,7 @@ def state(folder):
     meta = read_meta(folder / "cbp")
     found = {}
     for unit, path in zip(recorded(plan, plan.jobs[0], meta), unit_folders(folder / "cbp", meta), strict=True):
-        abstract = abstract_lanes(program_of(plan, plan.jobs[0]), plan.jobs[0], unit, abstract_data(plan))
+        abstract = abstract_lanes(job_program(plan, plan.jobs[0]), plan.jobs[0], unit, abstract_data(plan))
         tree = Checkpoints(path).latest_good(abstract).tree  # keys as their data
         found |= dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
     return found
