@@ -17,10 +17,10 @@ from launch.lanes import hyper_arrays, job_program
 from launch.loop import chunk_length, compiled_chunk, initial
 from launch.registry import TASKS
 from tasks.classes import ClassFacts
-from tasks.continual_imagenet import ContinualImageNet, ContinualImageNetData
-from tasks.growing import GrowingData
+from tasks.continual_imagenet import ContinualImageNet
 from tasks.incremental_cifar100 import IncrementalCIFAR100
 from tasks.permuted_mnist import PermutedMNIST, PermutedMNISTData
+from tasks.pictures import PictureData
 
 REGRESSION, MNIST = "slowly_changing_regression", "permuted_mnist"
 BACKPROP, CBP, CONTRIBUTION = "backprop", "continual_backprop", "continual_backprop(utility=contribution)"
@@ -49,9 +49,9 @@ class RandomPairs(ContinualImageNet):
     def _facts(self) -> ClassFacts:
         return _facts(40, 600)
 
-    def load(self) -> ContinualImageNetData:
+    def load(self) -> PictureData:
         facts = self._facts
-        return ContinualImageNetData(_random(facts.train), _random(facts.test), *np.full((2, 3), 128, np.float32))
+        return PictureData(_random(facts.train), _random(facts.test), *np.full((2, 3), 128, np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class RandomIncrements(IncrementalCIFAR100):
     def _facts(self) -> ClassFacts:
         return _facts(100, 500)
 
-    def load(self) -> GrowingData:
+    def load(self) -> PictureData:
         facts = self._facts
-        return GrowingData(_random(facts.train), _random(facts.test), *np.full((2, 3), 0.5, np.float32))
+        return PictureData(_random(facts.train), _random(facts.test), *np.full((2, 3), 128, np.float32))
 
 
 RANDOM_PAIRS = dataclasses.replace(TASKS["continual_imagenet"], name="random_pairs", make=RandomPairs)

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
-CIFAR100_STD = (0.2673, 0.2564, 0.2762)
-
 
 class Draws(NamedTuple):
     """What chance decides, for every picture by itself.
@@ -26,31 +23,6 @@ class Draws(NamedTuple):
     top: jax.Array
     left: jax.Array
     angle: jax.Array
-
-
-def normalised(x: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 pictures to float32, `(x / 255 - mean) / std` with one mean and one deviation per channel.
-
-    Args:
-        x: uint8 `[..., channels]`.
-        mean: of every channel, pixels counted in [0, 1].
-        std: likewise, above 0.
-
-    Raises:
-        ValueError: where `x` is not uint8, or `mean` and `std` do not fit its channels.
-    """
-    if x.dtype != jnp.uint8:
-        raise ValueError(f"x: got {x.dtype}, allowed is uint8")
-    channels = x.shape[-1] if x.ndim else 0
-    for name, values in (("mean", mean), ("std", std)):
-        if np.shape(values) != (channels,):
-            raise ValueError(
-                f"{name}: got shape {np.shape(values)}, pictures of {channels} channels need ({channels},)"
-            )
-    if not np.all(np.asarray(std) > 0):
-        raise ValueError(f"std: got {tuple(std)}, allowed are numbers above 0")
-    x = jnp.asarray(x).astype(jnp.float32) / 255
-    return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def augmented(

@@ -108,19 +108,6 @@ def class_facts(
     return ClassFacts(found.names, (classes, train, *found.picture), (classes, test, *found.picture))
 
 
-def moments(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every channel, float32 `[channels]`, pixels counted in [0, 1]."""
-    # How often each of the 256 values stands in a channel says all, and takes no copy of the pictures in floats.
-    counts = np.zeros((pictures.shape[-1], 256))
-    for of_class in pictures:
-        for channel, row in enumerate(counts):
-            row += np.bincount(of_class[..., channel].ravel(), minlength=256)
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = shares @ values
-    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
-
-
 def title(dataset: str) -> str:
     """A data set's name; of a folder, its last part."""
     return dataset.rstrip("/").rpartition("/")[2] if dataset.startswith(("/", ".", "~")) else dataset

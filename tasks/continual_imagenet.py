@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.base import Batch, Evaluation, Schedule, Spec, Task, check_fields
-from tasks.classes import ClassFacts, class_facts, load_classes, moments, title
+from tasks.classes import ClassFacts, class_facts, load_classes, title
+from tasks.pictures import PictureData, moments, taken
 
 _PAIRS, _SWAP, _ORDER = 0, 1, 2
 HEADS = ("reset", "keep", "multi")
@@ -28,15 +29,6 @@ class ContinualImageNetState(NamedTuple):
     key: jax.Array
     pair: jax.Array
     order: jax.Array
-
-
-class ContinualImageNetData(NamedTuple):
-    """Pictures uint8 `[classes, n, height, width, channels]`; mean and standard deviation of each channel, float32."""
-
-    train: jax.Array | np.ndarray
-    test: jax.Array | np.ndarray
-    mean: jax.Array | np.ndarray
-    std: jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,18 +120,18 @@ class ContinualImageNet(Task):
         classes = f"pairs of {len(facts.names)} classes of {title(self.dataset)} ({pictures})"
         return f"{classes}, {self.epochs} epochs a task; {told[self.head]}"
 
-    def load(self) -> ContinualImageNetData:
+    def load(self) -> PictureData:
         """The pictures, and what they are normalised by."""
         found = load_classes(self.dataset, self.data_dir, self.train_per_class, self.test_per_class)
         if self.normalisation == "standardised":
-            mean, std = (255 * each for each in moments(found.train))
+            mean, std = moments(found.train)
         else:
             mean, scale = {"raw": (0.0, 1.0), "unit": (0.0, 255.0), "centred": (128.0, 128.0)}[self.normalisation]
             channels = found.train.shape[-1]
             mean, std = np.full(channels, mean, np.float32), np.full(channels, scale, np.float32)
-        return ContinualImageNetData(found.train, found.test, mean, std)
+        return PictureData(found.train, found.test, mean, std)
 
-    def init(self, key: jax.Array, data: ContinualImageNetData) -> ContinualImageNetState:
+    def init(self, key: jax.Array, data: PictureData) -> ContinualImageNetState:
         pictures = 2 * data.train.shape[1]
         return ContinualImageNetState(key, jnp.zeros(2, jnp.int32), jnp.arange(pictures, dtype=jnp.int32))
 
@@ -151,7 +143,7 @@ class ContinualImageNet(Task):
         return jnp.where(swap, pair[::-1], pair)
 
     def next(
-        self, state: ContinualImageNetState, clock: jax.Array, data: ContinualImageNetData
+        self, state: ContinualImageNetState, clock: jax.Array, data: PictureData
     ) -> tuple[ContinualImageNetState, Batch]:
         task_number, step = jnp.divmod(clock, self.schedule.change_every)
         epoch, position = jnp.divmod(step, self.steps_per_epoch)
@@ -163,9 +155,7 @@ class ContinualImageNet(Task):
         reset_head = (step == 0) if self.head == "reset" else jnp.zeros([], bool)
         return state, Batch(x, self._target(pair, label), step == 0, reset_head, self._mask(pair))
 
-    def evaluations(
-        self, state: ContinualImageNetState, clock: jax.Array, data: ContinualImageNetData
-    ) -> tuple[Evaluation, ...]:
+    def evaluations(self, state: ContinualImageNetState, clock: jax.Array, data: PictureData) -> tuple[Evaluation, ...]:
         """Accuracy on the test pictures of the two classes: on the way, and once the task is over."""
         held_out = jnp.arange(2 * data.test.shape[1], dtype=jnp.int32)
 
@@ -176,9 +166,7 @@ class ContinualImageNet(Task):
 
         return (Evaluation(1, batch, self._mask(state.pair)),)
 
-    def probe_batches(
-        self, state: ContinualImageNetState, clock: jax.Array, data: ContinualImageNetData
-    ) -> dict[str, jax.Array]:
+    def probe_batches(self, state: ContinualImageNetState, clock: jax.Array, data: PictureData) -> dict[str, jax.Array]:
         """The first `probe_size` inputs of the task of step `clock`, `[probe_size, height, width, channels]`."""
         task_number = clock // self.schedule.change_every
         index = self._order(state.key, task_number, 0)[: self.probe_size]
@@ -189,12 +177,11 @@ class ContinualImageNet(Task):
         return jax.random.permutation(key, 2 * self._facts.train[1]).astype(jnp.int32)
 
     def _pictures(
-        self, pictures: jax.Array | np.ndarray, pair: jax.Array, index: jax.Array, data: ContinualImageNetData
+        self, pictures: jax.Array | np.ndarray, pair: jax.Array, index: jax.Array, data: PictureData
     ) -> tuple[jax.Array, jax.Array]:
         """Normalised inputs and labels 0 and 1 of pictures `index` of the two classes, one class after the other."""
         label, number = jnp.divmod(index, pictures.shape[1])
-        found = jnp.asarray(pictures).at[pair[label], number].get(mode="promise_in_bounds")
-        return (found.astype(jnp.float32) - data.mean) / data.std, label
+        return taken(pictures, pair[label], number, data), label
 
     def _target(self, pair: jax.Array, label: jax.Array) -> jax.Array:
         return pair[label] if self.head == "multi" else label

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.augment import CIFAR100_MEAN, CIFAR100_STD, augmented
+from tasks.augment import augmented
 from tasks.base import Batch, Evaluation, Schedule, Task
-from tasks.classes import load_classes, moments
+from tasks.classes import load_classes
+from tasks.pictures import CIFAR100_MEAN, CIFAR100_STD, PictureData, moments, taken
 
 EVALUATED_AT_ONCE = 100
 """Held-out pictures in a batch, as published."""
@@ -52,18 +53,6 @@ class GrowingState(NamedTuple):
     key: jax.Array
     class_order: jax.Array
     order: jax.Array
-
-
-class GrowingData(NamedTuple):
-    """Pictures uint8 `[classes, n, height, width, channels]`; what they are normalised by, float32 `[channels]`.
-
-    The first training pictures of every class may be for validation; mean and deviation count pixels in [0, 1].
-    """
-
-    train: jax.Array | np.ndarray
-    test: jax.Array | np.ndarray
-    mean: jax.Array | np.ndarray
-    std: jax.Array | np.ndarray
 
 
 class Now(NamedTuple):
@@ -109,11 +98,11 @@ class Growing(Task):
         every = math.gcd(*(stage.steps for stage in stages))
         return Schedule(every, every, every, starts[-1], starts)
 
-    def init(self, key: jax.Array, data: GrowingData) -> GrowingState:
+    def init(self, key: jax.Array, data: PictureData) -> GrowingState:
         order = jnp.arange(self._most_pictures, dtype=jnp.int32)
         return GrowingState(key, self.class_order(key, data), order)
 
-    def class_order(self, key: jax.Array, data: GrowingData) -> jax.Array:
+    def class_order(self, key: jax.Array, data: PictureData) -> jax.Array:
         """The classes in the order in which they come, int32 `[classes]`: a permutation that follows from the key."""
         return jax.random.permutation(jax.random.fold_in(key, _CLASSES), data.train.shape[0]).astype(jnp.int32)
 
@@ -131,7 +120,7 @@ class Growing(Task):
         return shuffled(key, self._most_pictures, 0, now.stage.classes * now.stage.pictures)
 
     def _shown(
-        self, state: GrowingState, clock: jax.Array, data: GrowingData, augment: bool
+        self, state: GrowingState, clock: jax.Array, data: PictureData, augment: bool
     ) -> tuple[GrowingState, jax.Array, jax.Array, Now]:
         """The state after step `clock`, its inputs and labels, and where it lies."""
         now, batch = self.now(clock), self.spec.batch
@@ -148,7 +137,7 @@ class Growing(Task):
         self,
         state: GrowingState,
         clock: jax.Array,
-        data: GrowingData,
+        data: PictureData,
         each: jax.Array | int,
         metrics: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]],
         class_mask: jax.Array | None,
@@ -192,7 +181,7 @@ def held_out(
     class_order: jax.Array,
     classes: jax.Array | int,
     each: jax.Array | int,
-    data: GrowingData,
+    data: PictureData,
     metrics: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]],
 ) -> Evaluation:
     """The first `each` of `pictures` of the first `classes` classes, in batches of which the last may be part empty.
@@ -211,12 +200,6 @@ def held_out(
     return Evaluation((total + EVALUATED_AT_ONCE - 1) // EVALUATED_AT_ONCE, batch)
 
 
-def taken(pictures: jax.Array | np.ndarray, label: jax.Array, number: jax.Array, data: GrowingData) -> jax.Array:
-    """Picture `number` of class `label` for every two of them, normalised."""
-    found = jnp.asarray(pictures).at[label, number].get(mode="promise_in_bounds")
-    return (found.astype(jnp.float32) / 255 - data.mean) / data.std
-
-
 def shuffled(key: jax.Array, size: int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
     """0 to `size`, int32, of which those from `low` to `high` (exclusive) come first, in a random order."""
     # How many come first is known only when this runs, and shapes have to be known before: all are sorted by random
@@ -232,16 +215,16 @@ def load_growing(
     train_per_class: int | None,
     test_per_class: int | None,
     classes: int | None = None,
-) -> GrowingData:
+) -> PictureData:
     """The pictures of the first `classes` classes; `None` for all.
 
     CIFAR-100 is normalised as published, all else by its own mean and deviation.
     """
     found = load_classes(dataset, data_dir, train_per_class, test_per_class)
     train, test = found.train[:classes], found.test[:classes]
-    published = (np.array(CIFAR100_MEAN, np.float32), np.array(CIFAR100_STD, np.float32))
+    published = np.array([CIFAR100_MEAN, CIFAR100_STD], np.float32) * 255
     mean, std = published if dataset == "cifar100" and train.shape[-1] == 3 else moments(train)
-    return GrowingData(train, test, mean, std)
+    return PictureData(train, test, mean, std)
 
 
 def check_sizes(task: Task, limits: Mapping[str, tuple[int, str]]) -> None:

@@ -11,7 +11,6 @@ from tasks.classes import ClassFacts, class_facts, title
 from tasks.growing import (
     PROBED,
     Growing,
-    GrowingData,
     GrowingState,
     Now,
     Stage,
@@ -22,8 +21,8 @@ from tasks.growing import (
     probe_key,
     shown,
     shuffled,
-    taken,
 )
+from tasks.pictures import PictureData, taken
 
 STEP_SIZES = ("published", "constant")
 ACCURACIES = ("selected", "best_epoch")
@@ -170,16 +169,16 @@ class IncrementalCIFAR100(Growing):
         }
         return "; ".join([f"{classes}, {epochs}, {pictures}", *(text for text, holds in said.items() if holds)])
 
-    def load(self) -> GrowingData:
+    def load(self) -> PictureData:
         """The pictures, and what they are normalised by."""
         self.spec  # noqa: B018 -- raises where a size does not fit this data
         return load_growing(self.dataset, self.data_dir, self.train_per_class, self.test_per_class)
 
-    def next(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> tuple[GrowingState, Batch]:
+    def next(self, state: GrowingState, clock: jax.Array, data: PictureData) -> tuple[GrowingState, Batch]:
         state, x, y, now = self._shown(state, clock, data, self.augment)
         return state, shown(x, y, now, self._mask(state, now), self._step_scale(now))
 
-    def evaluations(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> tuple[Evaluation, ...]:
+    def evaluations(self, state: GrowingState, clock: jax.Array, data: PictureData) -> tuple[Evaluation, ...]:
         """Validation, which selects, then the test pictures, with what is selected where an increment ends.
 
         For the best epoch every epoch's own network is tested before, too.
@@ -196,7 +195,7 @@ class IncrementalCIFAR100(Growing):
             return (tested(due, in_epoch), *validation, tested(due_in_the_end, in_the_end))
         return (*validation, tested(jnp.maximum(due, due_in_the_end), in_epoch | in_the_end))
 
-    def probe_batches(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> dict[str, jax.Array]:
+    def probe_batches(self, state: GrowingState, clock: jax.Array, data: PictureData) -> dict[str, jax.Array]:
         """Pictures of the next classes, and of those before, of which the first increment has none: the same.
 
         Training and validation pictures, not augmented, `[probe_size, height, width, channels]`.
@@ -213,7 +212,7 @@ class IncrementalCIFAR100(Growing):
         old = [jnp.where(begins > 0, before, of_new) for before, of_new in zip((0, begins), new, strict=True)]
         return {"": chosen(*new), "_old_classes": chosen(*old)}
 
-    def _validation(self, state: GrowingState, now: Now, data: GrowingData) -> tuple[Evaluation, ...]:
+    def _validation(self, state: GrowingState, now: Now, data: PictureData) -> tuple[Evaluation, ...]:
         if not self.select:
             return ()
         each = now.ends_epoch * self.validation_per_class

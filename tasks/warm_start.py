@@ -10,7 +10,6 @@ from tasks.classes import ClassFacts, class_facts, title
 from tasks.growing import (
     PROBED,
     Growing,
-    GrowingData,
     GrowingState,
     Stage,
     chances,
@@ -19,8 +18,8 @@ from tasks.growing import (
     probe_key,
     shown,
     shuffled,
-    taken,
 )
+from tasks.pictures import PictureData, taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,20 +94,20 @@ class WarmStart(Growing):
         pictures = f"{first.pictures}, then {facts.train[1]} pictures a class, {facts.test[1]} to test"
         return f"{classes}, {pictures}, {self.epochs} epochs each" + "; augmented" * self.augment
 
-    def load(self) -> GrowingData:
+    def load(self) -> PictureData:
         """The pictures of the classes, and what they are normalised by."""
         self.spec  # noqa: B018 -- raises where a size does not fit this data
         return load_growing(self.dataset, self.data_dir, self.train_per_class, self.test_per_class, self.classes)
 
-    def class_order(self, key: jax.Array, data: GrowingData) -> jax.Array:
+    def class_order(self, key: jax.Array, data: PictureData) -> jax.Array:
         """That of the data, int32 `[classes]`: all classes come at once."""
         return jnp.arange(data.train.shape[0], dtype=jnp.int32)
 
-    def next(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> tuple[GrowingState, Batch]:
+    def next(self, state: GrowingState, clock: jax.Array, data: PictureData) -> tuple[GrowingState, Batch]:
         state, x, y, now = self._shown(state, clock, data, self.augment)
         return state, shown(x, y, now)
 
-    def evaluations(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> tuple[Evaluation, ...]:
+    def evaluations(self, state: GrowingState, clock: jax.Array, data: PictureData) -> tuple[Evaluation, ...]:
         """Accuracy on the test pictures of all classes: on the way, and once the task is over."""
         now, every = self.now(clock - 1), data.test.shape[1]
         few = self.evaluation_size_in_task or every
@@ -119,7 +118,7 @@ class WarmStart(Growing):
         }
         return (self._tested(state, clock, data, each, counted, None),)
 
-    def probe_batches(self, state: GrowingState, clock: jax.Array, data: GrowingData) -> dict[str, jax.Array]:
+    def probe_batches(self, state: GrowingState, clock: jax.Array, data: PictureData) -> dict[str, jax.Array]:
         """`probe_size` training pictures of the task of step `clock`, not augmented, as inputs are shaped."""
         now, first = self.now(clock), self.stages[0]
         size = self.probe_size or min(PROBED, first.classes * first.pictures)

@@ -22,5 +22,5 @@ def write(path, classes, train, test, size=6):
 
 def read(x, data):
     """Class and number of normalised pictures `[..., height, width, 3]` that were not augmented."""
-    pixels = np.rint((np.asarray(x)[..., 0, 0, :] * data.std + data.mean) * 255).astype(int)
+    pixels = np.rint(np.asarray(x)[..., 0, 0, :] * data.std + data.mean).astype(int)
     return pixels[..., 0], pixels[..., 1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks import augment
-from tasks.augment import CIFAR100_MEAN, CIFAR100_STD, Draws, normalised
+from tasks.augment import Draws
 
 augmented = jax.jit(augment.augmented, static_argnames=("flip", "crop_padding", "rotation", "fill"))
 drawn = jax.jit(augment.drawn, static_argnums=1, static_argnames=("flip", "crop_padding", "rotation"))
@@ -194,13 +194,6 @@ def test_pictures_shared_by_all_lanes():
     np.testing.assert_array_equal(mapped, np.stack([augmented(key, x) for key in keys]))
 
 
-def test_normalised_is_the_published_formula():
-    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    y = normalised(x, CIFAR100_MEAN, CIFAR100_STD)
-    assert y.dtype == jnp.float32
-    np.testing.assert_allclose(y, (x / 255 - np.array(CIFAR100_MEAN)) / np.array(CIFAR100_STD), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -225,20 +218,3 @@ def test_what_does_not_fit_is_refused(change, line):
     with pytest.raises(ValueError, match=f"^{line}") as caught:
         augment.augmented(jax.random.key(0), **arguments)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ((np.zeros((2, 3), np.float32), (0, 0, 0), (1, 1, 1)), "x: got float32, allowed is uint8"),
-        (
-            (np.zeros((2, 3), np.uint8), (0, 0), (1, 1, 1)),
-            r"mean: got shape \(2,\), pictures of 3 channels need \(3,\)",
-        ),
-        ((np.zeros((2, 3), np.uint8), (0, 0, 0), 1), r"std: got shape \(\), pictures of 3 channels need \(3,\)"),
-        ((np.zeros((2, 3), np.uint8), (0, 0, 0), (1, 0, 1)), r"std: got \(1, 0, 1\), allowed are numbers above 0"),
-    ],
-)
-def test_what_cannot_be_normalised_is_refused(arguments, line):
-    with pytest.raises(ValueError, match=f"^{line}"):
-        normalised(*arguments)
