@@ -25,6 +25,12 @@ def kaiming_uniform(activation: str) -> Callable[..., jax.Array]:
     return nn.initializers.variance_scaling(gain(activation) ** 2, "fan_in", "uniform")
 
 
+def lecun_uniform(activation: str) -> Callable[..., jax.Array]:
+    """Flax initializer: `U(-b, b)`, `b = sqrt(3 / fan_in)`, whatever the activation."""
+    del activation
+    return nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
 class MLP(nn.Module):
     """Dense layers of the given widths with one nonlinearity, and a linear output layer.
 
@@ -44,6 +50,7 @@ class MLP(nn.Module):
     widths: tuple[int, ...] = (5,)
     outputs: int = 1
     activation: str = "relu"
+    law = staticmethod(kaiming_uniform)
 
     @property
     def head(self) -> str:
@@ -54,9 +61,41 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, kernel_init=kaiming_uniform(self.activation), name=f"Dense_{i}")(x)
+            x = nn.Dense(width, kernel_init=self.law(self.activation), name=f"Dense_{i}")(x)
             x = dropped(self, ACTIVATIONS[self.activation](x), dropout_rate)
-        return nn.Dense(self.outputs, kernel_init=kaiming_uniform("linear"), name=self.head)(x)
+        return nn.Dense(self.outputs, kernel_init=self.law("linear"), name=self.head)(x)
+
+
+class LeCunMLP(MLP):
+    """`MLP` with all kernels LeCun uniform: `U(-b, b)`, `b = sqrt(3 / fan_in)`."""
+
+    law = staticmethod(lecun_uniform)
+
+
+class ActorCritic(nn.Module):
+    """A Gaussian policy and a value function, two `LeCunMLP`s without a weight in common (Dohare et al. 2024, Ant).
+
+    `policy(a | x) = N(a; m(x), diag(exp(2 s)))` with a logarithm `s` of the standard deviation that is a parameter,
+    0 at first.
+
+    Attributes:
+        outputs: number of actions.
+        widths: units per hidden layer, of both.
+        activation: one of `ACTIVATIONS`.
+
+    Input `[batch, observation_size]`; output `(m, s, v)` of shapes `[batch, outputs]`, `[outputs]` and `[batch]`.
+    """
+
+    outputs: int
+    widths: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mean = LeCunMLP(self.widths, self.outputs, self.activation, name="policy")(x)
+        value = LeCunMLP(self.widths, 1, self.activation, name="value")(x)
+        log_std = self.param("log_std", nn.initializers.zeros, (self.outputs,))
+        return mean, log_std, value[:, 0]
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: jax.Array | None) -> jax.Array:

@@ -66,6 +66,16 @@ def just_replaced(state: Any) -> dict[str, jax.Array]:
     return gone
 
 
+def number_replaced(state: Any) -> jax.Array:
+    """How many units the methods in `state` have replaced so far, together; 0-d int32."""
+
+    def is_told(node: Any) -> bool:
+        return isinstance(getattr(node, "replaced", None), dict)
+
+    told = filter(is_told, jax.tree.leaves(state, is_leaf=is_told))
+    return sum((number for node in told for number in node.replaced.values()), jnp.zeros([], jnp.int32))
+
+
 def draw_replacement(
     group: UnitGroup,
     index: jax.Array,

@@ -1,0 +1,532 @@
+"""Proximal policy optimisation, with any method that keeps a network able to learn."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastic_jax import metrics
+from plastic_jax.paths import leaf_key
+from plastic_jax.reset import number_replaced
+from plastic_jax.statistics import feature_matrix
+from plastic_jax.units.graph import UnitGraph
+from plastic_jax.units.trace import trace_units
+
+RECENT = 1000
+"""Steps that the diagnostics look at, as published."""
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Per name, the sum and the number of what was measured, 0-d float32."""
+
+
+class Environments(NamedTuple):
+    """`E` environments that begin new episodes by themselves, as pure functions of a state and a clock.
+
+    Attributes:
+        number: `E`.
+        observation_size: values in an observation.
+        action_size: values in an action.
+        observe: `state -> [E, observation_size]`.
+        step: `(state, actions [E, action_size], clock) -> (state, given)`; the clock counts the steps of all
+            environments before this one, 0-d int32. `given` has `reward` `[E]`; `observation`, where the step led,
+            before a new episode begins; bool `[E]` `terminated`, nothing can follow, and `truncated`, time is over; and
+            `seen`, what the environments measure of themselves, as `Sums`.
+    """
+
+    number: int
+    observation_size: int
+    action_size: int
+    observe: Callable[[Any], jax.Array]
+    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, Any]]
+
+
+class Rollout(NamedTuple):
+    """Steps of `E` environments, `[steps, E, ...]`; `next_observation` is where each led."""
+
+    observation: jax.Array
+    action: jax.Array
+    log_probability: jax.Array
+    reward: jax.Array
+    next_observation: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+class Samples(NamedTuple):
+    """What is learned from, `[n, ...]`; observations as the network sees them."""
+
+    observation: jax.Array
+    action: jax.Array
+    log_probability: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+class Moments(NamedTuple):
+    """Running mean and variance: 0-d float32 number of values, mean and sum of squared deviations."""
+
+    number: jax.Array
+    mean: jax.Array
+    squares: jax.Array
+
+
+class PPOState(NamedTuple):
+    """State of one learner.
+
+    Attributes:
+        params: the network's parameters.
+        optimizer: the transformation's state.
+        params_key: typed key of the initial weights; restart `r` draws from `fold_in(params_key, r)`.
+        method_key: typed key of the method's own draws.
+        policy_key: typed key of actions and minibatches.
+        restarts: int32 scalar, how often a new task has begun.
+        recent: `[RECENT or fewer, observation_size]`, the last observations.
+        observations: moments of each observation, `[observation_size]`; `None` where they are not normalised.
+        rewards: moments of the discounted sum of rewards, 0-d; `None` where they are not normalised.
+        discounted: `[E]`, that sum in every environment; `None` likewise.
+    """
+
+    params: Any
+    optimizer: Any
+    params_key: jax.Array
+    method_key: jax.Array
+    policy_key: jax.Array
+    restarts: jax.Array
+    recent: jax.Array
+    observations: Moments | None = None
+    rewards: Moments | None = None
+    discounted: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOSettings:
+    """How `PPO` learns, as far as it shapes the program.
+
+    Attributes:
+        rollout: environment steps in an iteration, a multiple of the number of environments and of `minibatches`.
+        epochs: passes through the steps of an iteration.
+        minibatches: updates in a pass.
+        time_limit: what follows an episode whose time is over: `"bootstrap"`, the value of where it led; `"terminal"`,
+            nothing, as published.
+        normalise_advantages: over the whole `"rollout"`, as published, every `"minibatch"`, or `"none"`.
+        normalise_observations: by their running mean and deviation, clipped to 10 deviations.
+        normalise_rewards: by the running deviation of their discounted sum, clipped to 10.
+        max_gradient_norm: gradients above this Euclidean norm, over all parameters, are scaled down to it; `None`: no
+            bound.
+        decay_steps: environment steps over which the step size falls to 0 on a straight line; `None`: it stays.
+        probe_every: iterations between two looks inside.
+
+    Raises:
+        ValueError: a setting is not one of those allowed.
+    """
+
+    rollout: int = 2048
+    epochs: int = 10
+    minibatches: int = 16
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    normalise_advantages: Literal["rollout", "minibatch", "none"] = "rollout"
+    normalise_observations: bool = False
+    normalise_rewards: bool = False
+    max_gradient_norm: float | None = None
+    decay_steps: int | None = None
+    probe_every: int = 25
+
+    def __post_init__(self) -> None:
+        for name in ("rollout", "epochs", "minibatches", "probe_every", "decay_steps"):
+            value: Any = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            if not whole and (name, value) != ("decay_steps", None):
+                raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
+        for name, allowed in (
+            ("time_limit", ("bootstrap", "terminal")),
+            ("normalise_advantages", ("rollout", "minibatch", "none")),
+            ("normalise_observations", (True, False)),
+            ("normalise_rewards", (True, False)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed are {', '.join(map(str, allowed))}")
+        norm: Any = self.max_gradient_norm
+        if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
+            raise ValueError(f"max_gradient_norm: got {norm!r}, allowed are numbers above 0")
+        if self.rollout % self.minibatches:
+            raise ValueError(f"rollout: {self.rollout} steps do not divide into {self.minibatches} minibatches")
+
+    @property
+    def updates(self) -> int:
+        """Updates in an iteration."""
+        return self.epochs * self.minibatches
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimisation (Schulman et al. 2017) as used by Dohare et al. 2024, Nature 632, for Ant.
+
+    An iteration takes `rollout` steps, spread evenly over the environments, and learns from them: `epochs` times, in
+    an order of its own each time, in `minibatches` equal parts. With the ratio `r = policy(a | x) / policy_old(a | x)`,
+    the advantage `A` and the target `R = A + v_old(x)`, every update lowers
+
+    `mean(max(-r A, -clip(r, 1 - c, 1 + c) A)) + value_coefficient * mean((R - v(x))^2) - entropy_coefficient * entropy`
+
+    by the transformation, over all parameters. Actions are drawn from the policy and given to the environment as drawn.
+
+    Numbers of `hyper` beside the method's: `discount`, `gae_lambda`, `clip_range` (c), `value_coefficient`,
+    `entropy_coefficient`.
+
+    Attributes:
+        network: a Flax module from `[n, observation_size]` to mean `[n, action_size]`, logarithm of the standard
+            deviation, of a shape that broadcasts to it, and value `[n]`.
+        environments: what is acted on.
+        transformation: `(hyper, key) -> optax transformation`; called inside the compiled step.
+        settings: how it learns.
+        units: the unit graph of `ppo_units`, for methods and diagnostics that look at hidden units; `None` without.
+        restart: begin every task with a new network and a new optimizer state (the fresh-network control).
+
+    Raises:
+        ValueError: `rollout` is not a multiple of the number of environments.
+    """
+
+    network: nn.Module
+    environments: Environments
+    transformation: Callable[[Mapping[str, Any], jax.Array], optax.GradientTransformationExtraArgs]
+    settings: PPOSettings = PPOSettings()
+    units: UnitGraph | None = None
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.settings.rollout % self.environments.number:
+            raise ValueError(
+                f"rollout: {self.settings.rollout} steps do not divide into {self.environments.number} environments"
+            )
+
+    def init(self, params_key: jax.Array, method_key: jax.Array, policy_key: jax.Array, hyper: Any) -> PPOState:
+        """The state before the first iteration; `params_key` alone decides the initial weights."""
+        restarts = jnp.zeros([], jnp.int32)
+        params = self._fresh(params_key, restarts)
+        optimizer = self.transformation(hyper, method_key).init(params)
+        size, number = self.environments.observation_size, self.environments.number
+        normalised = self.settings.normalise_rewards
+        return PPOState(
+            params,
+            optimizer,
+            params_key,
+            method_key,
+            policy_key,
+            restarts,
+            jnp.zeros((min(RECENT, self.settings.rollout), size)),
+            no_moments((size,)) if self.settings.normalise_observations else None,
+            no_moments(()) if normalised else None,
+            jnp.zeros(number) if normalised else None,
+        )
+
+    def step(
+        self, state: PPOState, world: Any, hyper: Mapping[str, Any], clock: jax.Array, boundary: jax.Array
+    ) -> tuple[PPOState, Any, Sums]:
+        """One iteration: collect, advantages, updates.
+
+        Args:
+            state: the learner.
+            world: the environments' state.
+            hyper: numbers, which may be traced.
+            clock: environment steps before this iteration, unbatched int32.
+            boundary: whether a new task has begun since the last iteration, 0-d bool.
+        """
+        hyper = self._now(hyper, clock)
+        state = self._begun(state, hyper, boundary)
+        world, rollout, seen = self.collect(state, world, hyper, clock)
+        state, samples = self.samples(state, rollout, hyper)
+        order = self.order(state, clock)
+        before = state
+        state, losses = self.learn(state, samples, order, hyper, clock, boundary)
+        changed = metrics.weight_change(_policy(before.params), _policy(state.params))
+        seen |= {name: (jnp.sum(values), jnp.float32(len(values))) for name, values in losses.items()}
+        seen |= {"weight_change": (changed, jnp.float32(1))}
+        if self.units is not None:
+            new = number_replaced(state.optimizer) - number_replaced(before.optimizer)
+            seen |= {"units_replaced": (new.astype(jnp.float32), jnp.float32(1))}
+        return state, world, seen
+
+    def collect(
+        self, state: PPOState, world: Any, hyper: Mapping[str, Any], clock: jax.Array
+    ) -> tuple[Any, Rollout, Sums]:
+        """The environments' state after the steps of an iteration, the steps, and what was measured on the way."""
+        number, size = self.environments.number, self.environments.action_size
+        key = jax.random.fold_in(leaf_key(state.policy_key, "actions"), clock)
+        noise = jax.random.normal(key, (self.settings.rollout // number, number, size))
+
+        def act(world: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[Rollout, Sums]]:
+            step, noise = now
+            x = self.environments.observe(world)
+            mean, log_std, _ = self._apply(state.params, self._seen(state, x))
+            action = mean + jnp.exp(log_std) * noise
+            world, given = self.environments.step(world, action, step)
+            log_probability = gaussian_log_probability(action, mean, log_std)
+            led = given.reward, given.observation, given.terminated, given.truncated
+            return world, (Rollout(x, action, log_probability, *led), given.seen)
+
+        steps = clock + number * jnp.arange(self.settings.rollout // number, dtype=jnp.int32)
+        world, (rollout, seen) = jax.lax.scan(act, world, (steps, noise))
+        return world, rollout, jax.tree.map(jnp.sum, seen)
+
+    def samples(self, state: PPOState, rollout: Rollout, hyper: Mapping[str, Any]) -> tuple[PPOState, Samples]:
+        """What is learned from, and the state with the last observations and the moments of all."""
+        x, following = (self._seen(state, each) for each in (rollout.observation, rollout.next_observation))
+        value, next_value = self._values(state.params, x), self._values(state.params, following)
+        ended = rollout.terminated | rollout.truncated
+        terminated = ended if self.settings.time_limit == "terminal" else rollout.terminated
+        state, reward = self._rewards(state, rollout.reward, ended, hyper["discount"])
+        found = advantages(reward, value, next_value, terminated, ended, hyper["discount"], hyper["gae_lambda"])
+        target = found + value
+        if self.settings.normalise_advantages == "rollout":
+            found = standardised(found)
+        made = Samples(x, rollout.action, rollout.log_probability, found, target)
+        raw = rollout.observation.reshape(-1, x.shape[-1])
+        state = state._replace(recent=raw[len(raw) - len(state.recent) :])
+        if state.observations is not None:
+            state = state._replace(observations=taken_in(state.observations, raw))
+        return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+
+    def order(self, state: PPOState, clock: jax.Array) -> jax.Array:
+        """Which samples each update sees, int32 `[updates, rollout / minibatches]`."""
+        key = jax.random.fold_in(leaf_key(state.policy_key, "minibatches"), clock)
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, self.settings.rollout))(
+            jax.random.split(key, self.settings.epochs)
+        )
+        return shuffled.astype(jnp.int32).reshape(self.settings.updates, -1)
+
+    def learn(
+        self,
+        state: PPOState,
+        samples: Samples,
+        order: jax.Array,
+        hyper: Mapping[str, Any],
+        clock: jax.Array,
+        boundary: jax.Array,
+    ) -> tuple[PPOState, dict[str, jax.Array]]:
+        """All updates of an iteration; the metrics `[updates]` are those of the predictions before each."""
+        transformation = self.transformation(hyper, state.method_key)
+        first = clock // self.settings.rollout * self.settings.updates
+
+        def update(state: PPOState, now: tuple[jax.Array, jax.Array]) -> tuple[PPOState, dict[str, jax.Array]]:
+            number, rows = now
+            batch = jax.tree.map(lambda leaf: leaf[rows], samples)
+            begins = boundary & (number == 0)
+            return self.minibatch_update(state, transformation, batch, hyper, first + number, begins)
+
+        numbers = jnp.arange(len(order), dtype=jnp.int32)
+        return jax.lax.scan(update, state, (numbers, order))
+
+    def minibatch_update(
+        self,
+        state: PPOState,
+        transformation: optax.GradientTransformationExtraArgs,
+        batch: Samples,
+        hyper: Mapping[str, Any],
+        clock: jax.Array,
+        boundary: jax.Array,
+    ) -> tuple[PPOState, dict[str, jax.Array]]:
+        """One update; `clock` counts updates."""
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+            output, features = self._forward(params, batch.observation)
+            loss, seen = self.loss(output, batch, hyper)
+            return loss, (seen, features)
+
+        (loss, (seen, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        if self.settings.max_gradient_norm is not None:
+            norm = optax.tree.norm(grads)
+            scale = jnp.minimum(1.0, self.settings.max_gradient_norm / jnp.maximum(norm, 1e-6))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        updates, optimizer = transformation.update(
+            grads, state.optimizer, state.params, features=features, boundary=boundary, loss=loss, clock=clock
+        )
+        return state._replace(params=optax.apply_updates(state.params, updates), optimizer=optimizer), seen
+
+    def loss(self, output: Any, batch: Samples, hyper: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a minibatch, 0-d, and what is told of it."""
+        mean, log_std, value = output
+        log_ratio = gaussian_log_probability(batch.action, mean, log_std) - batch.log_probability
+        ratio, limit = jnp.exp(log_ratio), hyper["clip_range"]
+        advantage = (
+            standardised(batch.advantage) if self.settings.normalise_advantages == "minibatch" else batch.advantage
+        )
+        clipped = jnp.clip(ratio, 1 - limit, 1 + limit)
+        policy_loss = jnp.mean(jnp.maximum(-ratio * advantage, -clipped * advantage))
+        value_loss = jnp.mean(jnp.square(batch.target - value))
+        entropy = jnp.mean(gaussian_entropy(jnp.broadcast_to(log_std, mean.shape)))
+        loss = policy_loss + hyper["value_coefficient"] * value_loss - hyper["entropy_coefficient"] * entropy
+        return loss, {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approximate_kl": jnp.mean(ratio - 1 - log_ratio),
+            "clip_fraction": jnp.mean((jnp.abs(ratio - 1) > limit).astype(jnp.float32)),
+        }
+
+    def probe(self, state: PPOState) -> dict[str, jax.Array]:
+        """What is seen inside on the last observations: of the policy, where the network has a part of that name.
+
+        `dormant_units` is the share, over all hidden layers, of units above 0 on at most 1 % of the observations, and
+        ranks are those of the last hidden layer, divided by its width (both as published).
+        """
+        seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(_policy(state.params))}
+        if self.units is None or not self.units.groups:
+            return seen
+        groups = [g for g in self.units.groups if g.name.startswith("policy/")] or list(self.units.groups)
+        _, features = self.units.apply(state.params, self._seen(state, state.recent))
+        matrices = [feature_matrix(group, features[group.name]) for group in groups]
+        dormant = [metrics.dormant_units(m, rule="positive") * m.shape[1] for m in matrices]
+        sigma, width = metrics.singular_values(matrices[-1]), matrices[-1].shape[1]
+        return seen | {
+            "dormant_units": jnp.sum(jnp.stack(dormant)) / sum(m.shape[1] for m in matrices),
+            "effective_rank": metrics.effective_rank_of(sigma) / width,
+            "stable_rank": metrics.stable_rank_of(sigma) / width,
+        }
+
+    def _apply(self, params: Any, x: jax.Array) -> Any:
+        return self.network.apply({"params": params}, x)
+
+    def _forward(self, params: Any, x: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        return (self._apply(params, x), {}) if self.units is None else self.units.apply(params, x)
+
+    def _values(self, params: Any, x: jax.Array) -> jax.Array:
+        """Values `[steps, E]` of observations `[steps, E, observation_size]`."""
+        return self._apply(params, x.reshape(-1, x.shape[-1]))[2].reshape(x.shape[:2])
+
+    def _fresh(self, key: jax.Array, restarts: jax.Array) -> Any:
+        x = jnp.zeros((1, self.environments.observation_size))
+        return self.network.init(jax.random.fold_in(key, restarts), x)["params"]
+
+    def _now(self, hyper: Mapping[str, Any], clock: jax.Array) -> Mapping[str, Any]:
+        """The numbers with the step size as it is at that step."""
+        if self.settings.decay_steps is None:
+            return hyper
+        left = jnp.maximum(1 - clock / self.settings.decay_steps, 0.0)
+        return {**hyper, "step_size": hyper["step_size"] * left}
+
+    def _begun(self, state: PPOState, hyper: Mapping[str, Any], boundary: jax.Array) -> PPOState:
+        """The state in which an iteration begins: new where a task is."""
+        if not self.restart:
+            return state
+
+        def restarted() -> PPOState:
+            params = self._fresh(state.params_key, state.restarts)
+            optimizer = self.transformation(hyper, state.method_key).init(params)
+            return state._replace(params=params, optimizer=optimizer, restarts=state.restarts + 1)
+
+        return jax.lax.cond(boundary, restarted, lambda: state)
+
+    def _seen(self, state: PPOState, x: jax.Array) -> jax.Array:
+        """Observations as the network sees them."""
+        if state.observations is None:
+            return x
+        mean, std = state.observations.mean, deviation(state.observations)
+        return jnp.clip((x - mean) / std, -10, 10)
+
+    def _rewards(
+        self, state: PPOState, reward: jax.Array, ended: jax.Array, discount: jax.Array
+    ) -> tuple[PPOState, jax.Array]:
+        """Rewards as they are learned from."""
+        if state.rewards is None or state.discounted is None:
+            return state, reward
+
+        def add(total: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            reward, ended = now
+            total = discount * total + reward
+            return jnp.where(ended, 0.0, total), total
+
+        discounted, totals = jax.lax.scan(add, state.discounted, (reward, ended))
+        moments = taken_in(state.rewards, totals.reshape(-1))
+        state = state._replace(rewards=moments, discounted=discounted)
+        return state, jnp.clip(reward / deviation(moments), -10, 10)
+
+
+def advantages(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    ended: jax.Array,
+    discount: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> jax.Array:
+    """Generalised advantage estimates (Schulman et al. 2016), of steps in order, `[steps, ...]` as all arguments.
+
+    `delta_t = r_t + discount (1 - terminated_t) v(x'_t) - v(x_t)`, where `x'_t` is where step `t` led;
+    `A_t = delta_t + discount lambda (1 - ended_t) A_{t+1}`, with 0 after the last step.
+
+    Args:
+        reward: `r`.
+        value: `v(x_t)`.
+        next_value: `v(x'_t)`, that of the next step's observation unless the episode ended.
+        terminated: bool; nothing follows the step.
+        ended: bool; the next step is another episode's, for whatever reason.
+        discount: in [0, 1].
+        gae_lambda: in [0, 1]; 0 is one step of temporal differences, 1 is the whole return.
+    """
+    delta = reward + discount * jnp.where(terminated, 0.0, next_value) - value
+
+    def back(following: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, ended = now
+        found = delta + discount * gae_lambda * jnp.where(ended, 0.0, following)
+        return found, found
+
+    return jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, ended), reverse=True)[1]
+
+
+def standardised(x: jax.Array) -> jax.Array:
+    """`(x - mean) / std`, with the unbiased deviation (n - 1), over all elements; 0 where all are equal."""
+    return (x - jnp.mean(x)) / jnp.maximum(jnp.std(x, ddof=1), 1e-8)
+
+
+def gaussian_log_probability(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
+    """Logarithm (nats) of the density at `x` of independent normal variables, summed over the last axis."""
+    z = (x - mean) * jnp.exp(-log_std)
+    return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+
+def gaussian_entropy(log_std: jax.Array) -> jax.Array:
+    """Entropy (nats) of independent normal variables, summed over the last axis."""
+    return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+
+def no_moments(shape: tuple[int, ...]) -> Moments:
+    """Moments of no value yet."""
+    return Moments(jnp.zeros([]), jnp.zeros(shape), jnp.zeros(shape))
+
+
+def taken_in(moments: Moments, x: jax.Array) -> Moments:
+    """Moments with the values `[n, ...]` taken in (Chan et al. 1983)."""
+    n = len(x)
+    mean = jnp.mean(x, axis=0)
+    count, off = moments.number + n, mean - moments.mean
+    squares = moments.squares + jnp.sum(jnp.square(x - mean), axis=0)
+    squares += jnp.square(off) * moments.number * n / count
+    return Moments(count, moments.mean + off * n / count, squares)
+
+
+def deviation(moments: Moments) -> jax.Array:
+    """Standard deviation; 1 before there is any value."""
+    variance = moments.squares / jnp.maximum(moments.number, 1.0)
+    return jnp.where(moments.number > 0, jnp.sqrt(jnp.maximum(variance, 1e-8)), 1.0)
+
+
+def ppo_units(network: nn.Module, observation_size: int) -> UnitGraph:
+    """The hidden units of a network as `PPO` calls it, policy and value together, found from shapes alone.
+
+    Raises:
+        NotImplementedError: an operation on hidden units that has no rule.
+    """
+    x = jax.ShapeDtypeStruct((1, observation_size), jnp.float32)
+    params = jax.eval_shape(lambda x: network.init(jax.random.key(0), x)["params"], x)
+    return trace_units(lambda params, x: network.apply({"params": params}, x), params, x)
+
+
+def _policy(params: Any) -> Any:
+    """The policy's parameters, where they have that name; else all."""
+    return params.get("policy", params)
