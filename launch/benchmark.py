@@ -22,7 +22,7 @@ from absl import flags
 from launch.cli import run_cli
 from launch.errors import InputError, unknown
 from launch.experiment import Plan
-from launch.lanes import forward_multiplications, load_data
+from launch.job_program import forward_multiplications, load_data
 from launch.machine import commit, machine, measured_peaks, memory_work, versions
 from launch.processes import enable_compilation_cache
 from launch.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic

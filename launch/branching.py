@@ -11,8 +11,9 @@ from launch.bins import Bins, joined, unpacked
 from launch.branch import Source
 from launch.checkpoint import Checkpoints
 from launch.experiment import experiment_of, resolve
+from launch.job_program import job_program
 from launch.keeping import abstract_data, abstract_lanes
-from launch.lanes import Unit, job_program
+from launch.lanes import Unit
 from launch.programs import Mean
 from launch.resume import lanes_of
 from launch.run_folder import lanes_by_unit, unit_folders

@@ -4,7 +4,8 @@ import jax
 
 from launch.errors import unknown
 from launch.experiment import Plan
-from launch.lanes import lane_memory, load_data, parameter_count, seconds_per_step, state_bytes, units_of
+from launch.job_program import lane_memory, load_data, parameter_count, state_bytes
+from launch.lanes import seconds_per_step, units_of
 from launch.loop import chunk_lengths
 from launch.methods import METHODS, Choice, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, find_method

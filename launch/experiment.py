@@ -13,9 +13,10 @@ from launch.branch import Source, check_fits, find_source
 from launch.errors import InputError, unknown
 from launch.identity import text_of
 from launch.methods import MethodSpec
-from launch.registry import PRESETS, TaskSpec, find_method, find_network, find_task
+from launch.registry import TaskSpec, find_learner, find_method, find_network, find_task
 from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
-from tasks.base import Task
+from plastic_jax.learners.ppo import PPOSettings
+from tasks.base import Environment, Task
 
 MOST_LANES = 1_000_000
 MOST_STEPS = 2**31 - 1
@@ -31,10 +32,11 @@ class Experiment:
         seeds: the lanes' seeds.
         steps: length in updates; or give `tasks`; the task's own default where both are `None`.
         tasks: length in tasks.
-        preset: `"sound"` or `"published"`.
+        preset: `"sound"`, `"published"` or another that the task has.
         set: `[METHOD.]NAME=VALUE` settings.
         sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried.
         network: `name(setting=value,...)`; the task's own where empty.
+        learner: `name(setting=value,...)`, for tasks that are acted on; the task's own where empty.
         bin: steps per bin of the metrics; the task's own where `None`.
         lanes_per_batch: lanes in one compiled program; a function of program and backend where `None`.
         chunk: most steps in one compiled call; a function of program and backend where `None`.
@@ -52,6 +54,7 @@ class Experiment:
     set: tuple[str, ...] = ()
     sweep: tuple[str, ...] = ()
     network: str = ""
+    learner: str = ""
     bin: int | None = None
     lanes_per_batch: int | None = None
     chunk: int | None = None
@@ -98,19 +101,33 @@ class Plan:
         experiment: what was asked for.
         spec: the task's entry in the registry.
         task: the task.
-        steps: length in updates.
+        steps: length in updates, or in environment steps.
         bin: steps per bin.
         jobs: one per label.
         source: the checkpoint that the runs go on from, or `None`.
+        learner: how the task is learned; `None` for a stream.
     """
 
     experiment: Experiment
     spec: TaskSpec
-    task: Task
+    task: Task | Environment
     steps: int
     bin: int
     jobs: tuple[Job, ...]
     source: Source | None = None
+    learner: PPOSettings | None = None
+
+    @property
+    def stride(self) -> int:
+        """Steps that are taken at once, of which steps and bin are multiples."""
+        return _stride(self.learner)
+
+    @property
+    def periods(self) -> tuple[int | None, ...]:
+        """Steps between all that does not happen at every step; `None` is never."""
+        schedule = self.task.schedule
+        looks = None if self.learner is None else self.learner.probe_every * self.stride
+        return (self.bin, schedule.probe_every, schedule.evaluate_every or looks)
 
     @property
     def start(self) -> int:
@@ -130,6 +147,7 @@ class Plan:
             "task": self.spec.name,
             **{f"task.{name}": _plain(getattr(self.task, name)) for name in fields},
             "network": text_of(job.network),
+            **({} if self.learner is None else {f"learner.{n}": v for n, v in vars(self.learner).items()}),
             "preset": self.experiment.preset,
             "steps": self.steps,
             "bin": self.bin,
@@ -146,8 +164,6 @@ def resolve(experiment: Experiment) -> Plan:
     Raises:
         InputError: one line naming the flag, the value, what is allowed and the nearest match.
     """
-    if experiment.preset not in PRESETS:
-        raise unknown("--preset", experiment.preset, PRESETS)
     spec, task = find_task(parse_call("--task", experiment.task), experiment.preset)
     if not experiment.seeds:
         raise InputError("--seeds: there must be at least one seed")
@@ -157,18 +173,23 @@ def resolve(experiment: Experiment) -> Plan:
         task.spec, task.schedule  # noqa: B018 -- shapes and lengths may come from the data
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
-    steps = _length(experiment, spec, task)
+    learner = find_learner(
+        spec, parse_call("--learner", experiment.learner) if experiment.learner else None, experiment.preset
+    )
+    stride = _stride(learner)
+    steps = _whole(_length(experiment, spec, task), stride)
     bin_size = (spec.bin or _finest_period(task)) if experiment.bin is None else experiment.bin
     if bin_size < 1:
         raise InputError(f"--bin: {bin_size} is not a positive number of steps")
+    bin_size = _whole(bin_size, stride)
     for flag, number in (("--lanes_per_batch", experiment.lanes_per_batch), ("--chunk", experiment.chunk)):
         if number is not None and number < 1:
             raise InputError(f"{flag}: {number} is not positive")
     entries = parse_methods(experiment.methods)
-    _check_owners(experiment, entries)
+    _check_owners(experiment, spec, entries)
     jobs = tuple(_job(experiment, spec, task, entry) for entry in entries)
     source = find_source(experiment.branch_from) if experiment.branch_from else None
-    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source)
+    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source, learner)
     for job in jobs if source else ():
         check_fits(source, plan.settings(job), experiment.seeds, steps)
     return plan
@@ -217,11 +238,20 @@ def warnings(plan: Plan) -> list[str]:
     return lines
 
 
-def _finest_period(task: Task) -> int:
+def _stride(learner: PPOSettings | None) -> int:
+    return 1 if learner is None else learner.rollout
+
+
+def _whole(steps: int, stride: int) -> int:
+    """The least multiple of the stride that is not below."""
+    return -(-steps // stride) * stride
+
+
+def _finest_period(task: Task | Environment) -> int:
     return task.schedule.evaluate_every or task.schedule.change_every
 
 
-def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
+def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment) -> int:
     if experiment.steps is not None and experiment.tasks is not None:
         raise InputError("--steps and --tasks: give one of them")
     for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
@@ -239,8 +269,8 @@ def _length(experiment: Experiment, spec: TaskSpec, task: Task) -> int:
     return steps
 
 
-def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry) -> Job:
-    method = find_method(entry.call)
+def _job(experiment: Experiment, spec: TaskSpec, task: Task | Environment, entry: Entry) -> Job:
+    method = _method(spec, entry)
     hyper, static = _settings(experiment, spec, entry, method)
     swept = _swept(experiment, entry.label, method)
     names, number = list(swept), math.prod(map(len, swept.values())) * len(experiment.seeds)
@@ -255,6 +285,14 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task, entry: Entry) -> Jo
         parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
     )
     return Job(entry.label, method, static, lanes, network, entry.call.name)
+
+
+def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
+    """The method, with the learner's numbers beside its own."""
+    method = find_method(entry.call)
+    if spec.learner and (method.dropout or method.fresh_head or method.network):
+        raise InputError(f"--methods: {method.name} is for streams of examples, not for {spec.name}")
+    return dataclasses.replace(method, numbers={**method.numbers, **spec.numbers}) if spec.learner else method
 
 
 def _plain(value: Any) -> Any:
@@ -303,11 +341,11 @@ def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, 
     return swept
 
 
-def _check_owners(experiment: Experiment, entries: list[Entry]) -> None:
+def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) -> None:
     """Every `--set` and `--sweep` reaches a method."""
     owned: dict[str, set[str]] = {}
     for entry in entries:
-        method = find_method(entry.call)
+        method = _method(spec, entry)
         for owner in ("", entry.label, entry.call.name, method.name):
             owned.setdefault(owner, set()).update(method.numbers, method.static)
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):

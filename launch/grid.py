@@ -250,6 +250,7 @@ KEYS: dict[str, Callable[[str, Any], Any]] = {
     "set": _set,
     "sweep": _sweep,
     "network": _text,
+    "learner": _text,
     "bin": _whole,
     "lanes_per_batch": _whole,
     "chunk": _whole,

@@ -13,7 +13,8 @@ from launch.bins import Arrays, measured
 from launch.checkpoint import Checkpoints, describe
 from launch.errors import InputError
 from launch.experiment import Job, Plan, lane_keys
-from launch.lanes import Unit, hyper_arrays, load_data
+from launch.job_program import hyper_arrays, load_data
+from launch.lanes import Unit
 from launch.programs import Program
 from launch.syntax import Every
 

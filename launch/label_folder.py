@@ -11,8 +11,9 @@ from launch import hosts
 from launch.bins import Arrays
 from launch.errors import InputError
 from launch.experiment import Plan
+from launch.job_program import data_digest
 from launch.keeping import Keeping, forget, seconds_spent
-from launch.lanes import Unit, data_digest
+from launch.lanes import Unit
 from launch.lives import PREFIX, gathered
 from launch.machine import commit, machine, versions
 from launch.resume import Work, entries_of

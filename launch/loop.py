@@ -32,13 +32,16 @@ class RunState(NamedTuple):
 
 def chunk_length(program: Program, longest: int = LONGEST_CHUNK) -> int:
     """Steps per compiled call: a divisor of the bin and of every period, so that rare things happen between chunks."""
-    return common_divisor((program.bin, program.probe_every, program.evaluate_every), longest)
+    return common_divisor((program.bin, program.probe_every, program.evaluate_every), longest, program.stride)
 
 
-def common_divisor(periods: Iterable[int | None], longest: int) -> int:
-    """The largest number up to `longest` that divides all periods, of which `None` is never."""
-    common = math.gcd(*(period for period in periods if period))
-    return max(d for d in range(1, min(common, longest) + 1) if common % d == 0)
+def common_divisor(periods: Iterable[int | None], longest: int, stride: int = 1) -> int:
+    """The largest multiple of `stride` up to `longest`, but `stride` at least, that divides all periods.
+
+    A period of `None` is never; all others are multiples of `stride`.
+    """
+    common = math.gcd(*(period for period in periods if period)) // stride
+    return stride * max(d for d in range(1, max(1, min(common, longest // stride)) + 1) if common % d == 0)
 
 
 def chunk_lengths(chunk: int, start: int, stop: int) -> Iterator[int]:
@@ -119,7 +122,10 @@ def _compiled_init(program: Program, devices: int) -> Callable[..., Any]:
 def chunk_of_steps(
     program: Program, length: int, lanes: Any, hyper: Any, start: jax.Array, data: Any
 ) -> tuple[Any, Metrics]:
-    """`length` steps of all lanes from step `start`, and the sums and counts of what was measured on the way."""
+    """`length` steps of all lanes from step `start`, and the sums and counts of what was measured on the way.
+
+    A call of the program takes `program.stride` steps, of which `length` is a multiple.
+    """
     step = jax.vmap(program.step, in_axes=(0, 0, None, None))
     probe = jax.vmap(program.probe, in_axes=(0, None, None))
     evaluate = jax.vmap(program.evaluate, in_axes=(0, None, None))
@@ -131,7 +137,8 @@ def chunk_of_steps(
 
     before = _before(program, probe, lanes, start, data)
     nothing = _zeros(jax.eval_shape(step, lanes, hyper, start, data)[1])
-    (lanes, seen), _ = jax.lax.scan(body, (lanes, nothing), start + jnp.arange(length, dtype=jnp.int32))
+    clocks = start + jnp.arange(0, length, program.stride, dtype=jnp.int32)
+    (lanes, seen), _ = jax.lax.scan(body, (lanes, nothing), clocks)
     end = start + length
     lanes, after = _after(program, evaluate, lanes, end, data)
     return lanes, before | seen | after

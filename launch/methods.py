@@ -80,6 +80,7 @@ class MethodSpec:
         dropout: whether the network is called with the number `dropout_rate`.
         network: the network it always has, or `None` for the run's.
         source: where it comes from.
+        aliases: other names.
     """
 
     name: str
@@ -94,6 +95,7 @@ class MethodSpec:
     dropout: bool = False
     network: str | None = None
     source: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 STEP_SIZE = Number(0.01, 0.0, 100.0, "step size of the inner optimizer")
@@ -104,6 +106,14 @@ OPTIMIZER_NUMBERS = {
     "b2": Number(0.999, 0.0, 0.99999999, "decay of Adam's second moment; used with optimizer=adam"),
 }
 OPTIMIZER = {"optimizer": Choice("sgd", "the inner optimizer", ("sgd", "momentum", "adam"))}
+PPO_NUMBERS = {
+    "discount": Number(0.99, 0.0, 1.0, "what a reward is worth a step later, as a share of what it is now"),
+    "gae_lambda": Number(0.95, 0.0, 1.0, "of the advantages: 0 is one step ahead, 1 the whole return"),
+    "clip_range": Number(0.2, 0.0, 100.0, "how far from 1 the ratio of the policies counts"),
+    "value_coefficient": Number(1.0, 0.0, 1e6, "weight of the value function's squared error in the loss"),
+    "entropy_coefficient": Number(0.0, 0.0, 1e6, "weight of the policy's entropy (nats) in the loss"),
+}
+"""Numbers of PPO, which every method has on environments that are acted on."""
 WEIGHT_DECAY = Number(0.0, 0.0, 10.0, "lambda of L2: the gradient gains lambda * w, biases included")
 
 INITIALIZER = Choice(
@@ -222,6 +232,20 @@ METHODS: dict[str, MethodSpec] = {
             OPTIMIZER_NUMBERS,
             OPTIMIZER,
             source=_DOHARE,
+            aliases=("standard",),
+        ),
+        MethodSpec(
+            "tuned_adam",
+            "Adam whose two moments decay at the same rate",
+            _backprop,
+            OPTIMIZER_NUMBERS
+            | {
+                "step_size": dataclasses.replace(STEP_SIZE, default=1e-3),
+                "b1": dataclasses.replace(OPTIMIZER_NUMBERS["b1"], default=0.99),
+                "b2": dataclasses.replace(OPTIMIZER_NUMBERS["b2"], default=0.99),
+            },
+            {"optimizer": dataclasses.replace(OPTIMIZER["optimizer"], default="adam")},
+            source='Dohare et al., 2023, "Overcoming policy collapse in deep reinforcement learning"',
         ),
         MethodSpec(
             "l2",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from plastic_jax.lanes import any_lane
-from plastic_jax.learners.supervised import SupervisedLearner, SupervisedState
+from plastic_jax.learners.ppo import PPO, Environments
+from plastic_jax.learners.supervised import SupervisedLearner
 from plastic_jax.paths import leaf_key
-from tasks.base import Batch, Evaluation, Task
+from tasks.base import Batch, Environment, Evaluation, Step, Task
 
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
@@ -36,15 +38,16 @@ class Program:
 
     Attributes:
         init: `(key, hyper, data) -> carry`, everything there is before step 0.
-        step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update.
+        step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update, or one iteration of `stride` steps.
         probe: `(carry, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
         evaluate: `(carry, clock, data) -> (carry, metrics)`, after step `clock - 1`, at multiples of `evaluate_every`.
         diverged: `carry -> 0-d bool`, whether the lane has diverged.
-        samples_per_step: examples or environment steps in one update.
         bin: steps per bin of the metrics.
         probe_every: steps, or `None` for never.
         evaluate_every: steps, or `None` for never.
         probes_at: `clock -> 0-d bool`, at which of the multiples of `probe_every`.
+        stride: steps that a call of `step` takes, of which the bin and all periods are multiples.
+        handed_on: fields of the learner's state that a lane takes over from one that it goes on from.
     """
 
     init: Callable[..., Any]
@@ -52,18 +55,19 @@ class Program:
     probe: Callable[..., Metrics]
     evaluate: Callable[..., tuple[Any, Metrics]]
     diverged: Callable[[Any], jax.Array]
-    samples_per_step: int
     bin: int
     probe_every: int | None
     evaluate_every: int | None
     probes_at: Callable[[jax.Array], jax.Array] = lambda clock: jnp.ones([], bool)
+    stride: int = 1
+    handed_on: tuple[str, ...] = ("params", "variables")
 
 
-class SupervisedCarry(NamedTuple):
-    """Everything of a lane: the stream, the learner, and whether it has diverged (0-d bool)."""
+class Carry(NamedTuple):
+    """Everything of a lane: the task's state, the learner's, and whether it has diverged (0-d bool)."""
 
     task: Any
-    learner: SupervisedState
+    learner: Any
     diverged: jax.Array
 
 
@@ -75,14 +79,12 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     """
     failure, schedule = task.spec.failure, task.schedule
 
-    def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> SupervisedCarry:
+    def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> Carry:
         stream = task.init(leaf_key(key, "task"), data)
         state = learner.init(leaf_key(key, "params"), leaf_key(key, "method"), hyper)
-        return SupervisedCarry(stream, state, jnp.zeros([], bool))
+        return Carry(stream, state, jnp.zeros([], bool))
 
-    def step(
-        carry: SupervisedCarry, hyper: Mapping[str, Any], clock: jax.Array, data: Any
-    ) -> tuple[SupervisedCarry, Metrics]:
+    def step(carry: Carry, hyper: Mapping[str, Any], clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
         stream, batch = task.next(carry.task, clock, data)
         batch = _own_part(batch, learner.axis_name)
         batch = jax.lax.optimization_barrier(batch)  # else XLA repeats the making of x in every pass over the weights
@@ -91,16 +93,16 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         diverged = carry.diverged | ~(loss < DIVERGED)
         one = jnp.ones([], jnp.float32)
         metrics = {n: Mean(_unless(diverged, v, failure.get(n)), one) for n, v in seen.items()}
-        return SupervisedCarry(stream, state, diverged), metrics
+        return Carry(stream, state, diverged), metrics
 
-    def probe(carry: SupervisedCarry, clock: jax.Array, data: Any) -> Metrics:
+    def probe(carry: Carry, clock: jax.Array, data: Any) -> Metrics:
         one, metrics = jnp.ones([], jnp.float32), {}
         for ending, x in task.probe_batches(carry.task, clock, data).items():
             seen = learner.probe(carry.learner, x)
             metrics |= {n if n in SAME_FOR_ALL_INPUTS else n + ending: Mean(v, one) for n, v in seen.items()}
         return metrics
 
-    def evaluate(carry: SupervisedCarry, clock: jax.Array, data: Any) -> tuple[SupervisedCarry, Metrics]:
+    def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
         state, metrics = carry.learner, {}
         for one in task.evaluations(carry.task, clock, data):
             sums = _measured(functools.partial(learner.evaluate, state), one)
@@ -118,11 +120,61 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         probe=probe,
         evaluate=evaluate,
         diverged=lambda carry: carry.diverged,
-        samples_per_step=task.spec.batch,
         bin=bin_size,
         probe_every=schedule.probe_every,
         evaluate_every=schedule.evaluate_every,
         probes_at=schedule.probes_at,
+    )
+
+
+def acting(task: Environment) -> Environments:
+    """A task's environments as a learner takes them: episodes that are over are followed by new ones."""
+
+    def step(state: Any, action: jax.Array, clock: jax.Array) -> tuple[Any, Step]:
+        state, given = task.step(state, action, clock)
+        return jax.lax.cond(any_lane(given.renews), lambda: task.renew(state, given, clock), lambda: state), given
+
+    spec = task.spec
+    return Environments(spec.environments, math.prod(spec.input_shape), spec.outputs, task.observe, step)
+
+
+def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
+    """Iterations of PPO on a task's environments; the clock counts environment steps.
+
+    A new task begins, for what is told of it, with the first iteration after a change was due.
+    """
+    failure, rollout, every = task.spec.failure, learner.settings.rollout, task.schedule.change_every
+
+    def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> Carry:
+        world = task.init(leaf_key(key, "task"), data)
+        keys = (leaf_key(key, name) for name in ("params", "method", "policy"))
+        return Carry(world, learner.init(*keys, hyper), jnp.zeros([], bool))
+
+    def step(carry: Carry, hyper: Mapping[str, Any], clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
+        due = (clock // every != (clock - rollout) // every) & task.changes
+        state, world, seen = learner.step(carry.learner, carry.task, hyper, clock, due | (clock == 0))
+        diverged = carry.diverged | ~jnp.isfinite(seen["loss"][0])
+        metrics = {
+            name: Mean(_unless(diverged, total, failure.get(name), count), count)
+            for name, (total, count) in seen.items()
+        }
+        return Carry(world, state, diverged), metrics
+
+    def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
+        one = jnp.ones([], jnp.float32)
+        return carry, {name: Mean(value, one) for name, value in learner.probe(carry.learner).items()}
+
+    return Program(
+        init=init,
+        step=step,
+        probe=lambda carry, clock, data: {},
+        evaluate=evaluate,
+        diverged=lambda carry: carry.diverged,
+        bin=bin_size,
+        probe_every=None,
+        evaluate_every=rollout * learner.settings.probe_every,
+        stride=rollout,
+        handed_on=("params", "recent", "observations", "rewards", "discounted"),
     )
 
 
@@ -156,9 +208,9 @@ def _own_part(batch: Batch, axis_name: str | None) -> Batch:
     return batch._replace(x=x, y=y)
 
 
-def continued(carry: SupervisedCarry, earlier: SupervisedCarry) -> SupervisedCarry:
+def continued(program: Program, carry: Carry, earlier: Carry) -> Carry:
     """A lane that goes on with the stream and the very network of `earlier`, and with all else of its own."""
-    network = {"params": earlier.learner.params, "variables": earlier.learner.variables}
+    network = {name: getattr(earlier.learner, name) for name in program.handed_on}
     return carry._replace(task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(**network))
 
 

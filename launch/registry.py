@@ -10,10 +10,12 @@ from typing import Any
 import flax.linen as nn
 
 from launch.errors import InputError, unknown
-from launch.methods import METHODS, MethodSpec
+from launch.methods import METHODS, PPO_NUMBERS, MethodSpec, Number
 from launch.syntax import Call
-from plastic_jax.networks import ACTIVATIONS, MLP, ConvNet, ResNet
-from tasks.base import Task
+from plastic_jax.learners.ppo import PPOSettings
+from plastic_jax.networks import ACTIVATIONS, MLP, ActorCritic, ConvNet, ResNet
+from tasks.base import Environment, Problem, Task
+from tasks.brax_environment import BraxEnvironment
 from tasks.continual_imagenet import ContinualImageNet
 from tasks.incremental_cifar100 import IncrementalCIFAR100
 from tasks.permuted_mnist import PermutedMNIST
@@ -28,24 +30,34 @@ class TaskSpec:
     Attributes:
         name: as flags write it.
         summary: one line.
-        make: a frozen dataclass, the `Task`; its fields are the task's settings.
+        make: a frozen dataclass, the `Task` or `Environment`; its fields are the task's settings.
         network: the default network, as `--network` writes it.
-        presets: per preset and method, the settings that differ from the method's defaults.
+        presets: per preset and method, the settings that differ from the method's defaults; a preset that is not in it
+            is `sound`.
         default_steps: length of a run; `None` for the whole stream.
         bin: steps per bin of the metrics; `None` for one bin per evaluation, or per task where there are none.
         aliases: other names.
         task_presets: per preset, the task's settings that differ from its defaults.
+        learner: the default learner, as `--learner` writes it; empty for the one that streams have, without settings.
+        learner_presets: per preset, the learner's settings that differ from its defaults.
     """
 
     name: str
     summary: str
-    make: Callable[..., Task]
+    make: Callable[..., Problem]
     network: str
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     default_steps: int | None
     bin: int | None = None
     aliases: tuple[str, ...] = ()
     task_presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    learner: str = ""
+    learner_presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def numbers(self) -> Mapping[str, Number]:
+        """What every method has beside its own numbers: the learner's."""
+        return PPO_NUMBERS if self.learner else {}
 
 
 PRESETS = ("sound", "published")
@@ -78,7 +90,8 @@ _REDO_AS_PUBLISHED = {"decay_rate": 0.0, **_AS_PUBLISHED}
 
 _MOMENTUM = {"optimizer": "momentum", "momentum": 0.9}
 # Dohare et al. 2024: step sizes and strengths chosen there.
-_IMAGENET = dict.fromkeys(METHODS, _MOMENTUM) | {
+_WITH_MOMENTUM = [name for name in METHODS if name != "tuned_adam"]
+_IMAGENET = dict.fromkeys(_WITH_MOMENTUM, _MOMENTUM) | {
     "l2": {**_MOMENTUM, "step_size": 0.03, "weight_decay": 3e-6},
     "published_shrink_and_perturb": {**_MOMENTUM, "weight_decay": 1e-5, "noise_std": 1e-5},
     "continual_backprop": {
@@ -94,7 +107,7 @@ _CIFAR_STEP = {**_MOMENTUM, "step_size": 0.1}
 _CIFAR_DECAY = {**_CIFAR_STEP, "weight_decay": 5e-4}
 _CIFAR_CBP = {"utility": "contribution", "initializer": "kaiming_normal", **_CIFAR_DECAY}
 _CIFAR = (
-    dict.fromkeys(METHODS, _CIFAR_STEP)
+    dict.fromkeys(_WITH_MOMENTUM, _CIFAR_STEP)
     | dict.fromkeys(("l2", "head_reset", "fresh_network", "redo"), _CIFAR_DECAY)
     | {
         "published_shrink_and_perturb": {**_CIFAR_DECAY, "noise_std": 1e-5},
@@ -122,6 +135,46 @@ def _overlaid(
     settings: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {name: {**settings.get(name, {}), **more.get(name, {})} for name in {**settings, **more}}
+
+
+# Dohare et al. 2024, slippery ant. Its continual backprop has a tenth of the weight decay of its L2.
+_ADAM = {"optimizer": "adam", "step_size": 1e-4, "b1": 0.99, "b2": 0.99}
+_PPO = dict.fromkeys(METHODS, _ADAM) | {
+    "backprop": {**_ADAM, "b1": 0.9, "b2": 0.999},
+    "l2": {**_ADAM, "weight_decay": 1e-3},
+    "decoupled_weight_decay": {**_ADAM, "weight_decay": 1e-3},
+    "published_shrink_and_perturb": {**_ADAM, "weight_decay": 1e-3, "noise_std": 1e-5},
+    "continual_backprop": {
+        **_ADAM,
+        "weight_decay": 1e-4,
+        "replacement_rate": 1e-4,
+        "maturity_threshold": 10_000,
+        "utility": "contribution",
+        "initializer": "lecun_uniform",
+    },
+    "redo": {**_ADAM, "weight_decay": 1e-4, "threshold": 0.1, "period": 100, "initializer": "lecun_uniform"},
+}
+_PPO_AS_PUBLISHED = _overlaid(
+    _PPO, {"continual_backprop": {"count": "bernoulli", **_AS_PUBLISHED}, "redo": _REDO_AS_PUBLISHED}
+)
+_ANT = functools.partial(
+    TaskSpec,
+    network="actor_critic",
+    presets={
+        "sound": _PPO,
+        "published": _PPO_AS_PUBLISHED,
+        "published_wide": _PPO_AS_PUBLISHED,
+        "accelerator": _PPO,
+    },
+    bin=102_400,
+    task_presets={"published": {"environments": 1}, "accelerator": {"environments": 2048}},
+    learner="ppo",
+    learner_presets={
+        "published": {"time_limit": "terminal"},
+        "published_wide": {"time_limit": "terminal"},
+        "accelerator": {"rollout": 65_536, "minibatches": 32, "epochs": 4, "probe_every": 1},
+    },
+)
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -215,6 +268,18 @@ TASKS: dict[str, TaskSpec] = {
             {"sound": _CIFAR, "published": _CIFAR},
             default_steps=None,
         ),
+        _ANT(
+            "slippery_ant",
+            "Brax's ant learns to walk on a ground whose friction changes every 2,000,000 steps",
+            functools.partial(BraxEnvironment, change="friction"),
+            default_steps=20_000_000,
+        ),
+        _ANT(
+            "ant",
+            "Brax's ant, or another environment of Brax: ant(environment=hopper); nothing changes",
+            BraxEnvironment,
+            default_steps=50_000_000,
+        ),
     )
 }
 
@@ -232,6 +297,7 @@ def resnet(outputs: int, width: int = 64, dtype: str = "float32") -> ResNet:
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "actor_critic": ActorCritic,
     "mlp": MLP,
     "linear": functools.partial(MLP, widths=()),
     "convnet": convnet,
@@ -239,7 +305,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def find_task(call: Call, preset: str = "sound") -> tuple[TaskSpec, Task]:
+LEARNERS: dict[str, type[PPOSettings]] = {"ppo": PPOSettings}
+
+
+def find_task(call: Call, preset: str = "sound") -> tuple[TaskSpec, Any]:
     """The task of that name (or `package.module:name`) with its settings, before them those of the preset.
 
     Raises:
@@ -252,6 +321,8 @@ def find_task(call: Call, preset: str = "sound") -> tuple[TaskSpec, Task]:
         spec = names[call.name]
     else:
         raise unknown("--task", call.name, names)
+    if preset not in (*PRESETS, *spec.presets):
+        raise unknown(f"--preset: of {spec.name}", preset, list(dict.fromkeys((*PRESETS, *spec.presets))))
     return spec, _make("--task", spec.name, spec.make, {**spec.task_presets.get(preset, {}), **call.settings})
 
 
@@ -262,9 +333,27 @@ def find_method(call: Call) -> MethodSpec:
         if not isinstance(found, MethodSpec):
             raise InputError(f"--methods: {call.name} is a {type(found).__name__}, not a launch.methods.MethodSpec")
         return found
-    if call.name not in METHODS:
-        raise unknown("--methods", call.name, METHODS)
-    return METHODS[call.name]
+    names = {alias: spec for spec in METHODS.values() for alias in (spec.name, *spec.aliases)}
+    if call.name not in names:
+        raise unknown("--methods", call.name, names)
+    return names[call.name]
+
+
+def find_learner(spec: TaskSpec, call: Call | None, preset: str) -> PPOSettings | None:
+    """How the task is learned, by the settings of `--learner`, before them those of the preset; `None` for a stream.
+
+    Raises:
+        InputError: unknown learner or setting, or a value it refuses.
+    """
+    if not spec.learner:
+        if call is not None:
+            raise InputError(f"--learner: {spec.name} is a stream of examples; environments have one, as slippery_ant")
+        return None
+    call = call or Call(spec.learner, {})
+    if call.name not in LEARNERS:
+        raise unknown("--learner", call.name, LEARNERS)
+    settings = {**spec.learner_presets.get(preset, {}), **call.settings}
+    return _make("--learner", call.name, LEARNERS[call.name], settings)
 
 
 def find_network(call: Call, outputs: int) -> nn.Module:
@@ -281,7 +370,7 @@ def find_network(call: Call, outputs: int) -> nn.Module:
     network = _make("--network", call.name, factory, {"outputs": outputs} | call.settings)
     if not isinstance(network, nn.Module):
         raise InputError(f"--network: {call.name} gives a {type(network).__name__}, not a flax.linen.Module")
-    if isinstance(network, MLP):
+    if isinstance(network, MLP | ActorCritic):
         if network.activation not in list(ACTIVATIONS):
             raise unknown("--network: activation", str(network.activation), ACTIVATIONS)
         widths = network.widths if isinstance(network.widths, tuple) else (network.widths,)
@@ -331,9 +420,14 @@ def _own_task(name: str) -> TaskSpec:
     found = _imported("--task", name)
     if isinstance(found, TaskSpec):
         return found
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise InputError(f"--task: {name} is neither a launch.registry.TaskSpec nor a subclass of tasks.base.Task")
-    return TaskSpec(name, (found.__doc__ or "").partition("\n")[0], found, "mlp(widths=(100,))", {}, 100_000)
+    if not (isinstance(found, type) and issubclass(found, Task | Environment)):
+        raise InputError(
+            f"--task: {name} is neither a launch.registry.TaskSpec nor a subclass of tasks.base.Task or Environment"
+        )
+    summary = (found.__doc__ or "").partition("\n")[0]
+    if issubclass(found, Environment):
+        return TaskSpec(name, summary, found, "actor_critic", {"sound": _PPO}, 100_000, learner="ppo")
+    return TaskSpec(name, summary, found, "mlp(widths=(100,))", {}, 100_000)
 
 
 def _imported(flag: str, name: str) -> Any:

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from launch.errors import InputError, unknown
 from launch.experiment import Job, Lane, Plan, experiment_of
-from launch.lanes import Unit, data_digest, unit_of, units_of
+from launch.job_program import data_digest
+from launch.lanes import Unit, unit_of, units_of
 from launch.run_folder import CHECKPOINTS, DONE, LIVES, METRICS, RUN, lanes_by_unit, read_meta
 from launch.seal import MANIFEST
 from launch.syntax import value_text

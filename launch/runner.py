@@ -20,9 +20,10 @@ from launch.branch import check_readable
 from launch.devices import Parallel
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, resolve
+from launch.job_program import job_program, load_data
 from launch.keeping import KEEPING, Keeping, Place, finished
 from launch.label_folder import begin, finish, over
-from launch.lanes import Unit, job_program, load_data
+from launch.lanes import Unit
 from launch.locks import LOCK, locked
 from launch.processes import CONTEXT, Report, enter, one_thread_each, reporting
 from launch.resume import Block, Resume, Work, check_resume, work_of
@@ -129,6 +130,8 @@ def _devices(asked: int | None, plan: Plan, parallel: Parallel) -> int:
     number = asked or (1 if jax.default_backend() == "cpu" and alone else there)
     if not 1 <= number <= there:
         raise InputError(f"--devices: {number} asked, this machine has {there}")
+    if parallel == "batch" and plan.learner is not None:
+        raise InputError("--parallel=batch: devices cannot share environments; allowed is lanes")
     if parallel == "batch" and plan.task.spec.batch % number:
         raise InputError(f"--parallel=batch: {number} devices cannot share batches of {plan.task.spec.batch} equally")
     return number

@@ -8,7 +8,7 @@ from typing import Any
 from launch.durable import replacing
 from launch.errors import InputError
 from launch.experiment import Experiment, experiment_of
-from launch.lanes import state_bytes
+from launch.job_program import state_bytes
 from launch.run_folder import seeds_text
 from launch.syntax import parse_methods, without
 from launch.workers import Sweep, labels_of

@@ -24,8 +24,8 @@ from launch.devices import Parallel
 from launch.errors import InputError, unknown
 from launch.experiment import Experiment, Plan, branched, resolve, warnings
 from launch.hosts import define_process_flags, is_first, join
+from launch.job_program import metric_names
 from launch.keeping import Keeping
-from launch.lanes import metric_names
 from launch.plot import plot
 from launch.processes import enable_compilation_cache
 from launch.registry import find_method, find_task
@@ -51,16 +51,29 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("seeds", "30", "N for seeds 0 to N-1, A:B for seeds A to B-1", flag_values=values)
-    flags.DEFINE_integer("steps", None, "length in updates; by default the task's own", flag_values=values)
+    flags.DEFINE_integer(
+        "steps", None, "length in updates, or in environment steps; by default the task's own", flag_values=values
+    )
     flags.DEFINE_integer("tasks", None, "length in tasks, instead of --steps", flag_values=values)
     flags.DEFINE_string(
         "workdir", None, "folder for the results, one folder a label in it; by default runs/TASK", flag_values=values
     )
-    flags.DEFINE_string("preset", "sound", "sound or published: the published code with its quirks", flag_values=values)
+    flags.DEFINE_string(
+        "preset",
+        "sound",
+        "sound, published (the published code with its quirks), or another of the task",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string("set", [], "[METHOD.]NAME=VALUE; may be repeated", flag_values=values)
     flags.DEFINE_multi_string("sweep", [], "[METHOD.]NAME=v1,v2 or low:high:logN; may be repeated", flag_values=values)
     flags.DEFINE_string(
         "network", "", "name(setting=value,...) or package.module:name; by default the task's own", flag_values=values
+    )
+    flags.DEFINE_string(
+        "learner",
+        "",
+        "ppo(setting=value,...), for tasks that are acted on; by default the task's own",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "data_dir", None, "where the task's data are; by default the folder of tensorflow-datasets", flag_values=values
@@ -104,13 +117,15 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool("dry_run", False, "say what would be run, and end", flag_values=values)
 
 
-TASK_SETTINGS = ("data_dir", "change_every", "dataset", "head", "epochs", "train_per_class")
+TASK_SETTINGS = ("data_dir", "change_every", "change", "change_at", "dataset", "head", "epochs", "train_per_class")
 NETWORK_SETTINGS = ("width", "dtype")
 
 
 def define_setting_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Short forms of settings of --task and of --network, for tasks and networks that have them."""
     flags.DEFINE_integer("change_every", None, "steps per task; by default the task's own", flag_values=values)
+    flags.DEFINE_string("change", None, "what changes in an environment; none, friction, ...", flag_values=values)
+    flags.DEFINE_string("change_at", None, "episode_end or once: when a change is made", flag_values=values)
     flags.DEFINE_string("dataset", None, "name or folder of the pictures; see --list", flag_values=values)
     flags.DEFINE_string(
         "head", None, "what becomes of the output layer at a task change: reset, keep, multi", flag_values=values
@@ -250,6 +265,7 @@ def from_flags(values: flags.FlagValues) -> Experiment:
         "set": (*values.set, *_history(values)),
         "sweep": tuple(values.sweep),
         "network": values.network,
+        "learner": values.learner,
         "bin": values.bin,
         "lanes_per_batch": values.lanes_per_batch,
         "chunk": values.chunk,

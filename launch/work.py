@@ -16,8 +16,9 @@ from launch.branching import source_lanes
 from launch.checkpoint import Checkpoints, Saved, format_versions
 from launch.devices import AXIS, Parallel, part, put_data, put_lanes, put_state
 from launch.experiment import Job, Lane, Plan, lane_keys
+from launch.job_program import hyper_arrays, job_program, load_data
 from launch.keeping import Keeping, Place, Timer, abstract_lanes, store_of
-from launch.lanes import Unit, hyper_arrays, job_program, load_data
+from launch.lanes import Unit
 from launch.lives import PREFIX
 from launch.locks import LOCK, locked
 from launch.loop import RunState, compiled_chunk, initial, run_chunks
@@ -130,7 +131,8 @@ class _SideBySide:
         lanes, bins = initial(self.program, keys, hyper, data, self._abreast), {}
         if self.plan.source is not None:
             earlier = source_lanes(self.plan.source, [lane.seed for lane in batch], self.plan.experiment.task)
-            lanes, bins = continued(lanes, put_state(earlier.tree, earlier.keys, *self._layout)), earlier.bins
+            network = put_state(earlier.tree, earlier.keys, *self._layout)
+            lanes, bins = continued(self.program, lanes, network), earlier.bins
         return RunState(self.plan.start, lanes, bins)
 
     def run(self, begun: _Begun, data: Any, keeping: Keeping, stop: Stop | None, report: Report) -> dict[str, Arrays]:

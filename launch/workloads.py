@@ -13,7 +13,7 @@ import numpy as np
 
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program
+from launch.job_program import hyper_arrays, job_program
 from launch.loop import chunk_length, compiled_chunk, initial
 from launch.registry import TASKS
 from tasks.classes import ClassFacts

@@ -78,7 +78,7 @@ class Schedule(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a learner must know of a task: shapes, loss, and what a diverged lane counts as, per metric."""
+    """What a learner must know of a stream: shapes, loss, and what a diverged lane counts as, per metric."""
 
     input_shape: tuple[int, ...]
     outputs: int
@@ -87,9 +87,96 @@ class Spec(NamedTuple):
     failure: dict[str, float]
 
 
+class ControlSpec(NamedTuple):
+    """What a learner must know of environments, and what a diverged lane counts as, per metric.
+
+    Attributes:
+        input_shape: that of an observation.
+        outputs: values in an action.
+        environments: how many there are at once.
+        failure: by metric.
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    environments: int
+    failure: dict[str, float]
+
+
+class Step(NamedTuple):
+    """What a step of `E` environments gives.
+
+    Attributes:
+        reward: float `[E]`.
+        observation: `[E, *input_shape]`, where the step led, before a new episode begins.
+        terminated: bool `[E]`, whether the episode is over because nothing can follow.
+        truncated: bool `[E]`, whether it is over because its time is.
+        renews: 0-d bool, whether `Environment.renew` has anything to do now.
+        seen: what the environments measure of themselves: sum and number by name, 0-d float32.
+    """
+
+    reward: jax.Array
+    observation: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    renews: jax.Array
+    seen: dict[str, tuple[jax.Array, jax.Array]]
+
+
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A stream. All but `load` are pure; the caller maps them over lanes with `clock` and `data` unbatched.
+class Problem:
+    """What streams and environments have in common. All but `load` are pure."""
+
+    @property
+    def schedule(self) -> Schedule:
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        """The data, as host arrays; the loop puts them on the device once, shared by all lanes."""
+        return ()
+
+    def init(self, key: jax.Array, data: Any) -> Any:
+        """The state before step 0."""
+        raise NotImplementedError
+
+    @property
+    def note(self) -> str:
+        """What a figure must say of it, in words; empty for nothing."""
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment(Problem):
+    """`E` environments that are acted on. Clocks count the steps of all of them together, and are unbatched."""
+
+    @property
+    def spec(self) -> ControlSpec:
+        raise NotImplementedError
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything changes at the multiples of `schedule.change_every`."""
+        return False
+
+    def observe(self, state: Any) -> jax.Array:
+        """What is seen now, `[E, *input_shape]`."""
+        raise NotImplementedError
+
+    def step(self, state: Any, action: jax.Array, clock: jax.Array) -> tuple[Any, Step]:
+        """The state after and what is given for actions `[E, outputs]` at `clock`. Episodes end, none begins."""
+        raise NotImplementedError
+
+    def renew(self, state: Any, step: Step, clock: jax.Array) -> Any:
+        """The state in which the next step is taken: with a new episode where `step`, taken at `clock`, ended one.
+
+        Called where `step.renews` in any lane, so that it must leave alone what has nothing to renew.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Problem):
+    """A stream of examples. The caller maps it over lanes with `clock` and `data` unbatched.
 
     At clock `c` the order is: `probe_batches` (what the upcoming task looks like, before anything is learned from
     it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of `evaluate_every`, `evaluations`
@@ -115,18 +202,6 @@ class Task:
         """Whether the diagnostics look at the network as it is in training."""
         return False
 
-    @property
-    def schedule(self) -> Schedule:
-        raise NotImplementedError
-
-    def load(self) -> Any:
-        """The data, as host arrays; the loop puts them on the device once, shared by all lanes."""
-        return ()
-
-    def init(self, key: jax.Array, data: Any) -> Any:
-        """The state of the stream before step 0."""
-        raise NotImplementedError
-
     def next(self, state: Any, clock: jax.Array, data: Any) -> tuple[Any, Batch]:
         """The state after and the batch of step `clock`."""
         raise NotImplementedError
@@ -145,14 +220,9 @@ class Task:
         """Inputs for the diagnostics by what is added to their names: `""` for the task that starts at `clock`."""
         raise NotImplementedError
 
-    @property
-    def note(self) -> str:
-        """What a figure must say of this stream, in words; empty for nothing."""
-        return ""
-
 
 def check_fields(
-    task: Task,
+    task: Problem,
     positive: Sequence[str],
     optional: Collection[str] = (),
     switches: Sequence[str] = (),

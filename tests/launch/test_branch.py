@@ -58,12 +58,12 @@ def test_the_optimizers_state_is_fresh_and_the_networks_are_not(source):
 
 def test_all_of_the_network_is_taken_over_and_nothing_of_the_optimizer(source):
     plan = resolve(tiny.experiment(methods="backprop(optimizer=momentum)"))
-    program = launch.lanes.job_program(plan, plan.jobs[0])
-    hyper = launch.lanes.hyper_arrays(plan.jobs[0], plan.jobs[0].lanes[:1])
+    program = launch.job_program.job_program(plan, plan.jobs[0])
+    hyper = launch.job_program.hyper_arrays(plan.jobs[0], plan.jobs[0].lanes[:1])
     one = jax.tree.map(lambda leaf: leaf[0], hyper)
     own, earlier = (program.init(jax.random.key(seed), one, ()) for seed in (0, 1))
     earlier = earlier._replace(learner=earlier.learner._replace(variables={"mean": 3.0}))
-    lane = continued(own, earlier)
+    lane = continued(program, own, earlier)
     assert lane.learner.params is earlier.learner.params and lane.learner.variables is earlier.learner.variables
     assert lane.task is earlier.task and lane.diverged is earlier.diverged
     assert lane.learner.optimizer is own.learner.optimizer and lane.learner.method_key is own.learner.method_key

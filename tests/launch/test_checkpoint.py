@@ -20,7 +20,7 @@ from launch.checkpoint import ABOUT, ARRAYS, MANIFEST, STATE, Checkpoints, descr
 from launch.durable import StorageError
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program
+from launch.job_program import hyper_arrays, job_program
 from launch.leaves import with_keys
 from plastic_jax.paths import leaf_names
 

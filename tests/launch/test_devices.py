@@ -24,8 +24,8 @@ from launch import run
 from launch.checkpoint import Checkpoints
 from launch.devices import part, put_lanes, put_state
 from launch.experiment import Experiment, resolve
+from launch.job_program import job_program
 from launch.keeping import abstract_data, abstract_lanes
-from launch.lanes import job_program
 from launch.leaves import on_host
 from launch.processes import enable_compilation_cache
 from launch.resume import recorded

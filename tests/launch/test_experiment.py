@@ -9,7 +9,8 @@ import pytest
 
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve, warnings
-from launch.lanes import _as_it_is, _layout, forward_multiplications, job_program, parameter_count, units_of
+from launch.job_program import _as_it_is, _layout, forward_multiplications, job_program, parameter_count
+from launch.lanes import units_of
 from launch.methods import METHODS
 from launch.registry import TASKS
 from plastic_jax.convolutions import as_products

@@ -7,7 +7,7 @@ import pytest
 
 from launch import bins, loop
 from launch.experiment import Experiment, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program
+from launch.job_program import hyper_arrays, job_program
 from launch.programs import Mean, Program
 
 ONE = jnp.float32(1)
@@ -34,7 +34,7 @@ def _evaluate(carry, clock, data):
 
 def counting(bin_size=20, probe_every=15, evaluate_every=10):
     diverged = lambda carry: carry["value"] > 1e6  # noqa: E731
-    return Program(_init, _step, _probe, _evaluate, diverged, 1, bin_size, probe_every, evaluate_every)
+    return Program(_init, _step, _probe, _evaluate, diverged, bin_size, probe_every, evaluate_every)
 
 
 DATA = np.linspace(-1, 1, 11, dtype=np.float32)

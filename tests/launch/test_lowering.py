@@ -10,7 +10,7 @@ import pytest
 
 from launch.devices import AXIS, spread
 from launch.experiment import Experiment, resolve
-from launch.lanes import abstract_carry, job_program
+from launch.job_program import abstract_carry, job_program
 from launch.loop import chunk_of_steps
 from launch.methods import METHODS
 from tests.launch import tiny

@@ -15,7 +15,7 @@ import launch
 from launch.curves import caption
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program
+from launch.job_program import hyper_arrays, job_program
 from launch.loop import chunk_of_steps
 from launch.methods import METHODS
 from launch.programs import Mean, supervised_program

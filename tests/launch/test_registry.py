@@ -11,9 +11,10 @@ import pytest
 from launch import loop, work
 from launch.errors import InputError
 from launch.experiment import Experiment, lane_keys, resolve
-from launch.lanes import hyper_arrays, job_program, units_of
+from launch.job_program import hyper_arrays, job_program
+from launch.lanes import units_of
 from launch.methods import METHODS, OPTIMIZER
-from launch.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_network, find_task
+from launch.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_network, find_task
 from launch.syntax import parse_call
 from plastic_jax.networks import MLP, ConvNet, ResNet
 from tasks.base import Task
@@ -47,7 +48,7 @@ def test_a_method_says_what_it_is_and_where_from(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_names_settings_that_exist_and_values_within_range(name):
     spec = TASKS[name]
-    assert set(spec.presets) == set(PRESETS)
+    assert set(spec.presets) >= set(PRESETS)
     for preset, methods in spec.presets.items():
         for method, settings in methods.items():
             assert method in METHODS, (preset, method)
@@ -63,7 +64,8 @@ def test_a_task_names_settings_that_exist_and_values_within_range(name):
     assert dataclasses.is_dataclass(make)
     known = {field.name for field in dataclasses.fields(make)}
     assert set(getattr(spec.make, "keywords", {})) <= known
-    assert set(spec.task_presets) <= set(PRESETS)
+    assert {*spec.task_presets, *spec.learner_presets} <= set(spec.presets)
+    assert not spec.learner_presets or all(find_learner(spec, None, preset) for preset in spec.presets)
     assert all(set(settings) <= known for settings in spec.task_presets.values())
     assert spec.default_steps is None or spec.default_steps > 0
     assert all(alias not in TASKS for alias in spec.aliases)
