@@ -30,6 +30,8 @@ METRICS: dict[str, MetricStyle] = {
     "accuracy_middle_classes": MetricStyle("accuracy on the classes in the middle (%)", "higher", 100.0),
     "accuracy_oldest_classes": MetricStyle("accuracy on the oldest classes (%)", "higher", 100.0),
     "episode_return": MetricStyle("episode return", "higher"),
+    "episode_length": MetricStyle("episode length (steps)", "higher"),
+    "condition": MetricStyle("value of what changes", "higher"),
     "accuracy_one_task_ago": MetricStyle("accuracy on the task before (%)", "higher", 100.0),
     "accuracy_ten_tasks_ago": MetricStyle("accuracy on the tenth task before (%)", "higher", 100.0),
     "loss": MetricStyle("loss", "lower"),
@@ -46,6 +48,12 @@ METRICS: dict[str, MetricStyle] = {
     "approximate_rank": MetricStyle("approximate rank (% of units)", "higher", 100.0),
     "rank": MetricStyle("rank (% of units)", "higher", 100.0),
     "replaced_units": MetricStyle("replaced units per step", "lower"),
+    "units_replaced": MetricStyle("units replaced per iteration", "lower"),
+    "weight_change": MetricStyle("weight change per iteration, sum", "lower"),
+    "largest_weight_change": MetricStyle("largest weight change per iteration", "lower"),
+    "clip_fraction": MetricStyle("clipped samples (%)", "lower", 100.0),
+    "approximate_kl": MetricStyle("approximate KL divergence (nats)", "lower"),
+    "entropy": MetricStyle("entropy of the policy (nats)", "higher"),
 }
 HEADLINES = ("squared_error", "online_accuracy", "test_accuracy", "episode_return")
 

@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 FORMATS = ("png", "pdf", "svg")
 FEW_POINTS = 12
+MOST_VALUES = 12
 PALE, GREY = "#E6E6E6", "#999999"
 
 
@@ -91,8 +92,20 @@ def draw_metric(
         ax.fill_between(step, low[known], high[known], color=curve.colour, alpha=0.18, linewidth=0, zorder=above - 1.5)
         drawn.append(curve)
     ax.set_ylabel(style.label, fontsize=10, color=INK)
+    _mark_changes(ax, drawn)
     _step_axis(ax, max((int(curve.run.step[-1]) for curve in drawn if len(curve.run.step)), default=1))
     return drawn
+
+
+def _mark_changes(ax: "Axes", drawn: Sequence[Curve]) -> None:
+    """A thin line at every change of the environment, with the value it brings where all curves share one seed."""
+    changes = {seed: made for curve in drawn for seed, made in curve.run.meta.get("changes", {}).items()}
+    for step in sorted({step for made in changes.values() for step, _ in made if step}):
+        ax.axvline(step, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
+    if len(changes) == 1 and len(next(iter(changes.values()))) <= MOST_VALUES:
+        for step, value in next(iter(changes.values())):
+            place = {"xy": (step, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, 1)}
+            ax.annotate(f"{value:.2g}", **place, textcoords="offset points", fontsize=7, color=INK)
 
 
 def _step_axis(ax: "Axes", last: int) -> None:

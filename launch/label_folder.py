@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from launch import hosts
@@ -16,10 +17,12 @@ from launch.keeping import Keeping, forget, seconds_spent
 from launch.lanes import Unit
 from launch.lives import PREFIX, gathered
 from launch.machine import commit, machine, versions
+from launch.programs import task_key
 from launch.resume import Work, entries_of
 from launch.run_folder import CHECKPOINTS, Run, read_run, write_meta, write_run
 from launch.syntax import without
 from plastic_jax import biography
+from tasks.base import Environment
 
 
 def over(plan: Plan, work: Work, folder: Path) -> Run | None:
@@ -55,7 +58,7 @@ def description(plan: Plan, work: Work) -> dict[str, Any]:
         "method": work.job.method.name,
         "task": plan.spec.name,
         "settings": plan.settings(work.job),
-        **_of_task(plan),
+        **_of_task(plan, work),
         "experiment": dataclasses.asdict(plan.experiment) | {"task": without(plan.experiment.task, "data_dir")},
         "lanes": entries_of(work.job.lanes),
         "units": [_entry(unit) for unit in work.units],
@@ -102,10 +105,16 @@ def finish(
     return read_run(folder)
 
 
-def _of_task(plan: Plan) -> dict[str, Any]:
-    """What the task says of itself, and where tasks begin if more than one bin is measured in each."""
+def _of_task(plan: Plan, work: Work) -> dict[str, Any]:
+    """What the task says of itself; of an environment, step and value of every change by seed; of a stream, where tasks
+    begin if more than one bin is measured in each.
+    """
     found: dict[str, Any] = {"note": plan.task.note} if plan.task.note else {}
     schedule = plan.task.schedule
+    if isinstance(plan.task, Environment):
+        seeds = dict.fromkeys(lane.seed for lane in work.job.lanes)
+        changes = {str(seed): plan.task.changes_until(task_key(jax.random.key(seed)), plan.steps) for seed in seeds}
+        return found | ({"changes": changes} if any(changes.values()) else {})
     if schedule.evaluate_every not in (None, schedule.change_every) or schedule.starts:
         found["task_starts"] = list(schedule.starts_until(plan.steps))
     return found

@@ -80,7 +80,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     failure, schedule = task.spec.failure, task.schedule
 
     def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> Carry:
-        stream = task.init(leaf_key(key, "task"), data)
+        stream = task.init(task_key(key), data)
         state = learner.init(leaf_key(key, "params"), leaf_key(key, "method"), hyper)
         return Carry(stream, state, jnp.zeros([], bool))
 
@@ -127,6 +127,11 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     )
 
 
+def task_key(key: jax.Array) -> jax.Array:
+    """The key of a lane's stream or environments, which knows neither the method nor its numbers."""
+    return leaf_key(key, "task")
+
+
 def acting(task: Environment) -> Environments:
     """A task's environments as a learner takes them: episodes that are over are followed by new ones."""
 
@@ -146,7 +151,7 @@ def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
     failure, rollout, every = task.spec.failure, learner.settings.rollout, task.schedule.change_every
 
     def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> Carry:
-        world = task.init(leaf_key(key, "task"), data)
+        world = task.init(task_key(key), data)
         keys = (leaf_key(key, name) for name in ("params", "method", "policy"))
         return Carry(world, learner.init(*keys, hyper), jnp.zeros([], bool))
 

@@ -155,6 +155,15 @@ def weight_change(before: PyTree, after: PyTree, include: Literal["kernels", "al
     return sum((jnp.sum(jnp.abs(new - old)) for old, new in pairs), jnp.zeros(()))
 
 
+def largest_weight_change(before: PyTree, after: PyTree, include: Literal["kernels", "all"] = "kernels") -> jax.Array:
+    """Maximum of |after - before| over all elements, `include` as in `mean_weight_magnitude`; 0-d float.
+
+    Dohare et al. 2024 look at it to find out why Adam with its usual decay rates breaks down on the ant.
+    """
+    pairs = zip(_included(before, include), _included(after, include), strict=True)
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(new - old)) for old, new in pairs]))
+
+
 def _least_count(weights: jax.Array, share: float) -> jax.Array:
     cumulative = jnp.cumsum(weights) / jnp.sum(weights)
     # Rounding may leave even the whole sum a little below a share of 1.

@@ -158,6 +158,10 @@ class Environment(Problem):
         """Whether anything changes at the multiples of `schedule.change_every`."""
         return False
 
+    def changes_until(self, key: jax.Array, steps: int) -> list[tuple[int, float]]:
+        """The step at which each change before `steps` is due, the first at 0, and the value it brings, from `key`."""
+        return []
+
     def observe(self, state: Any) -> jax.Array:
         """What is seen now, `[E, *input_shape]`."""
         raise NotImplementedError

@@ -167,6 +167,12 @@ class BraxEnvironment(Environment):
 
         return jnp.vectorize(draw)(jnp.asarray(change, jnp.int32))
 
+    def changes_until(self, key: jax.Array, steps: int) -> list[tuple[int, float]]:
+        if not self.changes:
+            return []
+        due = range(0, steps, self.change_every)
+        return list(zip(due, self.condition(key, jnp.arange(len(due))).tolist(), strict=True))
+
     def observe(self, state: BraxState) -> jax.Array:
         """What is seen now, `[E, n]`."""
         return state.physics.obs

@@ -242,9 +242,10 @@ class PPO:
         order = self.order(state, clock)
         before = state
         state, losses = self.learn(state, samples, order, hyper, clock, boundary)
-        changed = metrics.weight_change(_policy(before.params), _policy(state.params))
+        policies = _policy(before.params), _policy(state.params)
         seen |= {name: (jnp.sum(values), jnp.float32(len(values))) for name, values in losses.items()}
-        seen |= {"weight_change": (changed, jnp.float32(1))}
+        for measure in (metrics.weight_change, metrics.largest_weight_change):
+            seen[measure.__name__] = (measure(*policies), jnp.float32(1))
         if self.units is not None:
             new = number_replaced(state.optimizer) - number_replaced(before.optimizer)
             seen |= {"units_replaced": (new.astype(jnp.float32), jnp.float32(1))}

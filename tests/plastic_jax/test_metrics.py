@@ -99,6 +99,9 @@ def test_weight_magnitude_and_change():
     moved = jax.tree.map(lambda leaf: leaf - 0.5, params)
     assert metrics.weight_change(params, moved) == 2
     assert metrics.weight_change(params, moved, "all") == 3
+    moved["Dense_0"]["bias"] += 2.0
+    assert metrics.largest_weight_change(params, moved) == 0.5
+    assert metrics.largest_weight_change(params, moved, "all") == 1.5
 
 
 def test_everything_can_be_mapped_over():
