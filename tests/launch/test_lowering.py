@@ -28,8 +28,8 @@ def images(tmp_path_factory):
         yield folder
 
 
-def exported(task, method, parallel="lanes"):
-    plan = resolve(Experiment(task, method, (0,), network="" if METHODS[method].network else "mlp(widths=(6,))"))
+def exported(of, method, parallel="lanes"):
+    plan = resolve(Experiment(methods=method, seeds=(0,), **of))
     job = plan.jobs[0]
     carry, hyper, data = abstract_carry(plan, job)
     program = job_program(plan, job, AXIS if parallel == "batch" else None)
@@ -51,15 +51,13 @@ def check(program):
 
 @pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
 def test_a_chunk_is_a_program_for_gpus_and_tpus(task, method, images):
-    check(exported(tiny.small(task, images)[0], method))
+    of = tiny.small(task, images)
+    check(exported(of | {"network": ""} if METHODS[method].network else of, method))
 
 
 def test_so_is_a_chunk_of_one_device_of_several_that_share_batches(images):
-    program = exported(
-        f"permuted_mnist(dataset=tiny,data_dir='{images}',batch=4,probe_size=8,evaluation_size=10)",
-        "continual_backprop",
-        "batch",
-    )
+    task = f"permuted_mnist(dataset=tiny,data_dir='{images}',batch=4,probe_size=8,evaluation_size=10)"
+    program = exported({"task": task, "network": "mlp(widths=(6,))"}, "continual_backprop", "batch")
     check(program)
     assert "all_reduce" in program.mlir_module()
 

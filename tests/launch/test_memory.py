@@ -8,6 +8,7 @@ import pytest
 
 from launch import lanes
 from launch.experiment import Experiment, resolve
+from launch.job_program import abstract_carry, job_program, lane_memory, load_data
 from launch.loop import compiled_chunk
 from launch.memory import Memory, fitting, memory
 from tests.launch import tiny
@@ -46,18 +47,16 @@ def task(tmp_path_factory):
 )
 def test_the_model_is_near_what_the_compiler_says_and_hardly_below(task, name, method, number):
     plan = resolve(Experiment(task if name == "permuted_mnist" else name, method, (0,)))
-    program, abstract = lanes.job_program(plan, plan.jobs[0]), lanes.abstract_carry(plan, plan.jobs[0])
+    program, abstract = job_program(plan, plan.jobs[0]), abstract_carry(plan, plan.jobs[0])
     said = compiled_bytes(program, abstract, number)
     assert LOW < memory(program, *abstract).of(number) / said < HIGH
 
 
 def test_data_count_once_and_the_state_for_every_lane(task):
     plan = resolve(Experiment(task, "backprop", (0,)))
-    found = lanes.lane_memory(plan, plan.jobs[0])
-    data = sum(leaf.nbytes for leaf in jax.tree.leaves(lanes.load_data(plan)))
-    state = sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lanes.abstract_carry(plan, plan.jobs[0])[0])
-    )
+    found = lane_memory(plan, plan.jobs[0])
+    data = sum(leaf.nbytes for leaf in jax.tree.leaves(load_data(plan)))
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_carry(plan, plan.jobs[0])[0]))
     assert found.shared >= data
     assert found.lane > state
 
@@ -75,7 +74,7 @@ def test_lanes_that_fit():
 def test_the_table_holds_where_memory_does_not_bind(monkeypatch):
     plan = resolve(Experiment("slowly_changing_regression", "backprop", tuple(range(64)), steps=100, bin=100))
     job = plan.jobs[0]
-    lane = lanes.lane_memory(plan, job)
+    lane = lane_memory(plan, job)
     sizes = {}
     for name, budget in (("large", 10**12), ("small", 10 * lane.lane), ("unknown", None)):
         monkeypatch.setattr(lanes, "device_budget", lambda budget=budget: budget)

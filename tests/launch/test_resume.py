@@ -58,8 +58,8 @@ def test_all_tasks_are_among_them():
 @pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
 def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path):
     """At three chunk lengths, of image tasks at one; plan, program and lanes are built anew from what is on disk."""
-    text, network = tiny.small(task, images)
-    asked = Experiment(text, method + EVENTFUL.get(method, ""), (0, 1), STEPS, bin=20, network=network)
+    of = tiny.small(task, images)
+    asked = Experiment(methods=method + EVENTFUL.get(method, ""), seeds=(0, 1), steps=STEPS, bin=20, **of)
     plan, again = resolve(asked), resolve(asked)
     (job,) = plan.jobs
     for chunk in CHUNKS if task in tiny.LEAD else CHUNKS[-1:]:

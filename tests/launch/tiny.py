@@ -29,21 +29,29 @@ SMALL = {
     "continual_imagenet": "batch=8,epochs=4,evaluations_per_task=2,probe_size=5",
     "incremental_cifar100": "batch=18,classes_per_increment=1,increments=8,epochs=3,probe_size=5",
     "warm_start": "batch=20,epochs=8,probe_size=5",
+    "ant": "environment=fast,environments=2,episode_length=7,change_every=7",
 }
 """Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
+PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
 
 LEAD = ("slowly_changing_regression", "permuted_mnist")
+WITHOUT_DATA = ("slowly_changing_regression", "ant")
 TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network")
 PAIRS = [(task, method) for task in LEAD for method in METHODS]
-PAIRS += [(task, method) for task in SMALL if task not in LEAD for method in TRAINED_OTHERWISE]
+PAIRS += [(task, method) for task in SMALL if task not in (*LEAD, "ant") for method in TRAINED_OTHERWISE]
+PAIRS += [("ant", method) for method in ("backprop", "l2", "continual_backprop", "redo")]
 """Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
 that make the learner do something else."""
 
 
 def small(task, folder):
-    """The task with little data and a change every few steps, and a network for it."""
-    where = "" if task == "slowly_changing_regression" else f"dataset='tiny',data_dir='{folder}',"
-    return f"{task}({where}{SMALL[task]})", "mlp(widths=(5,4))"
+    """The task with little data and a change every few steps, and a network and a learner for it, as `Experiment` has
+    them."""
+    where = "" if task in WITHOUT_DATA else f"dataset='tiny',data_dir='{folder}',"
+    text = f"{task}({where}{SMALL[task]})"
+    if task == "ant":
+        return {"task": text, "network": "actor_critic(widths=(5,4))", "learner": PPO}
+    return {"task": text, "network": "mlp(widths=(5,4))", "learner": ""}
 
 
 class State(NamedTuple):
