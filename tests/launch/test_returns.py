@@ -1,0 +1,89 @@
+"""Best, final, drop and collapse on known returns, beside a reference and a fresh network, and what is refused."""
+
+import numpy as np
+import pytest
+
+from launch.errors import InputError
+from launch.returns import differences, report, returns
+from launch.run_folder import read_runs, write_run
+
+
+def write(folder, label, values, metric="episode_return"):
+    """A run with `values` [seed, bin] in bins of 10 steps."""
+    values = np.asarray(values, float)
+    lanes = [{"method": label, "seed": seed, "hyper": {}} for seed in range(len(values))]
+    bins = values.shape[1]
+    meta = {"label": label, "method": label, "task": "toy", "settings": {"steps": 10 * bins}, "lanes": lanes}
+    write_run(folder / label, meta, 10 * np.arange(1, bins + 1), np.full(bins, 10), {metric: values})
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rise_and_fall = [0, 10, 20, 30, 40, 30, 20, 10, 10, 12]
+    write(tmp_path, "standard", [rise_and_fall, np.minimum(rise_and_fall, 15), [-9] * 10])
+    write(tmp_path, "continual_backprop", [np.arange(10.0), np.arange(10.0) + 5, np.arange(10.0) + 7])
+    return list(read_runs(tmp_path).values())
+
+
+def of(found, label):
+    return next(each for each in found if each.curve.run.label == label)
+
+
+def test_every_seed_has_its_own_peak(runs):
+    plain = of(returns(runs, window=0.2), "standard")
+    np.testing.assert_allclose(plain.best, [35, 15, -9])
+    np.testing.assert_array_equal(plain.step, [50, 40, 20])  # the first of equal windows
+    np.testing.assert_allclose(plain.final, [11, 11, -9])
+    np.testing.assert_allclose(plain.drop, [24, 4, 0])
+    np.testing.assert_array_equal(plain.collapsed, [True, False, False])  # a peak below 0 has no half
+    rising = of(returns(runs, window=0.2), "continual_backprop")
+    np.testing.assert_allclose(rising.drop, 0)
+    assert not rising.collapsed.any()
+
+
+def test_bins_in_which_no_episode_ended_are_passed_over(tmp_path):
+    write(tmp_path, "standard", [[1, np.nan, np.nan, np.nan, 8, np.nan, 4, np.nan]])
+    (found,) = returns(list(read_runs(tmp_path).values()), window=0.25)
+    assert (found.best, found.step, found.final, found.collapsed) == (8, 50, 4, False)
+    with pytest.raises(InputError, match=r"no episode ended in the last 0\.1 of the run; widen --window"):
+        returns(list(read_runs(tmp_path).values()), window=0.1)
+
+
+def test_differences_are_paired_by_seed(runs):
+    final, drop = differences(runs, "standard", window=0.2)
+    assert final.difference.mean == pytest.approx(np.mean([8.5 - 11, 13.5 - 11, 15.5 + 9]))
+    assert (final.difference.n, final.difference.wins, drop.difference.wins) == (3, 2, 2)
+    assert drop.difference.mean == pytest.approx(-28 / 3)
+
+
+def test_the_tables_and_what_is_shown_beside_a_fresh_network(runs, tmp_path):
+    text = report(runs, window=0.2)
+    assert "1 of 3" in text and "0 of 3" in text and "50" in text
+    assert "shown" not in text
+    write(tmp_path, "fresh_network", np.array([[20.0] * 10, [21.0] * 10, [22.0] * 10]))
+    with_fresh = list(read_runs(tmp_path).values())
+    assert "not shown at this scale" in report(with_fresh, window=0.2).splitlines()[-1]
+    write(tmp_path / "far", "standard", np.array([[0.0] * 10, [1.0] * 10, [2.0] * 10]))
+    write(tmp_path / "far", "fresh_network", np.array([[20.0] * 10, [21.5] * 10, [22.0] * 10]))
+    last = report(list(read_runs(tmp_path / "far").values())).splitlines()[-1]
+    assert "shown" in last and "not shown" not in last
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"metric": "loss"}, "metric"),
+        ({"window": 0.0}, "--window: 0 is not in"),
+        ({"reference": "nobody"}, "--reference"),
+        ({"format": "html"}, "--format"),
+    ],
+)
+def test_bad_input(runs, asked, told):
+    with pytest.raises(InputError, match=told):
+        report(runs, **asked)
+
+
+def test_a_metric_of_which_less_is_better(tmp_path):
+    write(tmp_path, "standard", [[1.0, 2.0]], metric="loss")
+    with pytest.raises(InputError, match="--metric: of loss lower values are better; a return is needed"):
+        returns(list(read_runs(tmp_path).values()), "loss")
