@@ -44,12 +44,14 @@ from launch.workloads import (
 SCHEMA = 1
 Row = dict[str, Any]
 
+PPO = ("ppo_published", "ppo_published_wide", "ppo_accelerator")
 PUBLISHED = {
     "regression": {BACKPROP: 3820.0, CBP: 2160.0},
     "mnist_3x100": {BACKPROP: 2360.0, CBP: 1010.0},
     "mnist_3x2000": {BACKPROP: 88.0, CBP: 44.0},
     "convnet": {BACKPROP: 14.7, CBP: 14.1},
     "resnet": {BACKPROP: 0.24, CBP: 0.24},
+    **{group: {BACKPROP: 890.0, CBP: 930.0} for group in PPO},
 }
 """Steps per CPU-second of the published code on one core of a like machine."""
 
@@ -61,6 +63,7 @@ LEAST_TIMES_PUBLISHED = {
     ("mnist_3x100", CBP, 1): 15,
     ("convnet", CBP, 1): 1,
     ("resnet", CBP, 1): 1,
+    **{(group, method, 1): least for group, least in zip(PPO, (4, 6, 8), strict=True) for method in (BACKPROP, CBP)},
 }
 MOST_STREAM_SHARE = 0.05
 CONVOLUTIONAL = ("convnet", "resnet_width_8", "resnet")
@@ -191,7 +194,7 @@ def targets(cases: Iterable[Row]) -> list[Row]:
             judge(f"{group}, {method}: the data's share of a step", case["stream_share"].median, most=MOST_STREAM_SHARE)
         if "over_floor" in case:
             judge(f"{group}, {method}: time over the floor", case["over_floor"].median, most=MOST_OVER_FLOOR)
-        if "over_backprop" in case and group != "regression":
+        if "over_backprop" in case and group not in ("regression", *PPO):
             online = group.startswith("mnist")
             most = MOST_OVER_COST_FLOOR * COST_FLOORS[method] if online else MOST_OVER_BACKPROP_IN_BATCHES
             judge(f"{group}, {method}: time over backprop's", case["over_backprop"].median, most=most)
@@ -211,7 +214,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     figure = [(name.replace("_", " "), f"{value:,.1f}") for name, value in (found["figure"] or {}).items()]
     peaks = [(p["what"], str(p["per_cpu_second"]), p["unit"]) for p in found["peaks"]]
     convolutional = [_arithmetic(c, found["peaks"]) for c in found["cases"] if "step_gflop" in c]
-    note = "Over backprop: CPU time over backprop's. Stream: its share of a step's CPU time."
+    note = "Over backprop: CPU time over backprop's. Stream: its share of a step's CPU time, of PPO the physics'."
     every = [
         Table("Targets, for one CPU core", ("what", "target", "measured", ""), judged),
         Table(

@@ -15,7 +15,9 @@ from launch.errors import InputError
 from launch.experiment import Experiment, Plan, lane_keys, resolve
 from launch.job_program import hyper_arrays, job_program
 from launch.loop import chunk_length, compiled_chunk, initial
+from launch.programs import acting
 from launch.registry import TASKS
+from tasks.base import Environment, Task
 from tasks.classes import ClassFacts
 from tasks.continual_imagenet import ContinualImageNet
 from tasks.incremental_cifar100 import IncrementalCIFAR100
@@ -98,6 +100,7 @@ class Case:
     method: str
     lanes: int
     steps: int
+    preset: str = "sound"
 
     @property
     def name(self) -> str:
@@ -112,7 +115,8 @@ class Case:
         """
         method = BACKPROP if self.method == STREAM else self.method
         seeds = tuple(range(self.lanes))
-        return resolve(Experiment(self.task, method, seeds, network=self.network, lanes_per_batch=self.lanes))
+        settings = {"network": self.network, "lanes_per_batch": self.lanes, "preset": self.preset}
+        return resolve(Experiment(self.task, method, seeds, **settings))
 
 
 def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
@@ -131,6 +135,10 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         task = f"launch.workloads:{task}"
         return [Case(task, network, method, 1, 1 if quick else steps) for method in (BACKPROP, CBP, STREAM)]
 
+    def ant(preset: str, rollout: int, iterations: int) -> list[Case]:
+        steps = rollout * (1 if quick else iterations)
+        return [Case("ant", "", method, 1, steps, preset) for method in (BACKPROP, CBP, STREAM)]
+
     return {
         "regression": regression,
         "mnist_3x100": mnist(online, small, 10_000, BACKPROP, CBP, CONTRIBUTION, STREAM),
@@ -140,6 +148,9 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         "convnet": pictures("RANDOM_PAIRS", "convnet", 30),
         "resnet_width_8": pictures("RANDOM_INCREMENTS", "resnet(width=8)", 5),
         "resnet": pictures("RANDOM_INCREMENTS", "resnet", 1),
+        "ppo_published": ant("published", 2048, 10),
+        "ppo_published_wide": ant("published_wide", 2048, 10),
+        "ppo_accelerator": ant("accelerator", 65_536, 1),
     }
 
 
@@ -169,20 +180,30 @@ def workload(case: Case, plan: Plan, data: Any) -> Callable[[], Any]:
     program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
     length = min(chunk_length(program), case.steps)
     lanes = initial(program, lane_keys(job.lanes), hyper, data)
-    show = jax.vmap(plan.task.next, (0, None, None))
+    show, at_once = _shown(plan.task)
+    show = jax.vmap(show, (0, None, None))
     started = jax.jit(show)(lanes.task, np.int32(0), data)
     if case.method == STREAM:
-        return _forward(_stream_chunk(show), started, data, length, case.steps)
+        return _forward(_stream_chunk(show, at_once), started, data, length, case.steps)
     train = compiled_chunk(program)
     lanes = lanes._replace(task=started[0])
     return _forward(lambda lanes, *others: train(lanes, hyper, *others)[0], lanes, data, length, case.steps)
 
 
-def _stream_chunk(show: Callable[..., Any]) -> Callable[..., Any]:
+def _shown(task: Task | Environment) -> tuple[Callable[..., Any], int]:
+    """What a task does without a learner, and the steps that this is; in environments nobody moves."""
+    if isinstance(task, Task):
+        return task.next, 1
+    spec, worlds = task.spec, acting(task)
+    still = jnp.zeros((spec.environments, spec.outputs), jnp.float32)
+    return lambda state, clock, data: worlds.step(state, still, clock), spec.environments
+
+
+def _stream_chunk(show: Callable[..., Any], at_once: int) -> Callable[..., Any]:
     """Shows batches to nobody, but carries each along: XLA leaves out what nobody needs."""
 
     def chunk(shown: Any, start: jax.Array, data: Any, length: int) -> Any:
-        clocks = start + jnp.arange(length, dtype=jnp.int32)
+        clocks = start + jnp.arange(0, length, at_once, dtype=jnp.int32)
         return jax.lax.scan(lambda shown, clock: (show(shown[0], clock, data), None), shown, clocks)[0]
 
     return jax.jit(chunk, static_argnums=3, donate_argnums=0)
