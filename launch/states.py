@@ -1,7 +1,7 @@
 """What lies in checkpoints, read without building a program: one lane's network, and hashes of whole states."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ def write_parameters(directory: Path | str, lane: str, out: Path | str | None = 
     number = lane_number(meta, lane)
     if not meta.get("units"):
         raise InputError(f"--parameters: {folder} has no checkpoints; it is of a version that wrote none")
-    unit, within = _unit_of(folder, meta, number)
+    unit, within = unit_of_lane(folder, meta, number)
     saved = _newest(unit)
     seed = meta["lanes"][number]["seed"]
     path = Path(out) if out is not None else Path(f"{meta['label']}-seed{seed}-step{saved.step}.msgpack")
-    data = flax.serialization.msgpack_serialize(_variables(saved, within))
+    data = flax.serialization.msgpack_serialize(variables_of(saved, within))
     if path.exists():
         raise InputError(f"--out: {path} is there already; nothing is overwritten")
     if not path.absolute().parent.is_dir():
@@ -56,7 +56,7 @@ def write_parameters(directory: Path | str, lane: str, out: Path | str | None = 
     return path
 
 
-def lane_number(meta: Mapping[str, Any], text: str) -> int:
+def lane_number(meta: Mapping[str, Any], text: str, flag: str = "--parameters") -> int:
     """The number of the lane that `SEED` or `#I` names.
 
     Raises:
@@ -65,19 +65,19 @@ def lane_number(meta: Mapping[str, Any], text: str) -> int:
     lanes, text = meta["lanes"], text.strip()
     if text.startswith("#"):
         if not text[1:].isdecimal() or int(text[1:]) >= len(lanes):
-            raise InputError(f"--parameters: '{text}' is not a lane; {meta['label']} has #0 to #{len(lanes) - 1}")
+            raise InputError(f"{flag}: '{text}' is not a lane; {meta['label']} has #0 to #{len(lanes) - 1}")
         return int(text[1:])
     if not text.isdecimal():
-        raise InputError(f"--parameters: '{text}' is neither a seed nor #I, the number of a lane from 0 on")
+        raise InputError(f"{flag}: '{text}' is neither a seed nor #I, the number of a lane from 0 on")
     found = [i for i, lane in enumerate(lanes) if lane["seed"] == int(text)]
     if not found:
         seeds = seeds_text(lane["seed"] for lane in lanes)
-        raise InputError(f"--parameters: {meta['label']} has no seed {text}; it has {seeds}")
+        raise InputError(f"{flag}: {meta['label']} has no seed {text}; it has {seeds}")
     if len(found) > 1:
         differ = numbers_that_differ(lanes)
         named = [f"#{i} ({numbers_text(lanes[i]['hyper'], differ)})" for i in found[:SHOWN_VALUES]]
         more = f" and {len(found) - SHOWN_VALUES} more" if len(found) > SHOWN_VALUES else ""
-        raise InputError(f"--parameters: {len(found)} lanes have seed {text}; write {', '.join(named)}{more}")
+        raise InputError(f"{flag}: {len(found)} lanes have seed {text}; write {', '.join(named)}{more}")
     return found[0]
 
 
@@ -94,7 +94,7 @@ def digests(directory: Path | str) -> Iterator[str]:
             yield f"{meta['label']} unit {unit.name} step {saved.step}: state {state} measured {measured}"
 
 
-def _unit_of(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, int]:
+def unit_of_lane(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, int]:
     """The folder of the unit that a lane is in, and the lane's number there."""
     for unit, entry in zip(unit_folders(folder, meta), meta["units"], strict=True):
         if number < entry["lanes"]:
@@ -105,13 +105,21 @@ def _unit_of(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, 
 
 def _newest(unit: Path) -> Saved:
     """The newest good checkpoint of a unit, its leaves by name; no program has to be built for that."""
+    saved = first_good(unit, reversed(Checkpoints(unit).steps()))
+    if saved is None:
+        raise InputError(f"--parameters: {unit} holds no good checkpoint")
+    return saved
+
+
+def first_good(unit: Path, steps: Iterable[int]) -> Saved | None:
+    """The first good checkpoint of a unit among those of `steps`, its leaves by name; `None` where none is."""
     store = Checkpoints(unit)
-    for step in reversed(store.steps()):
+    for step in steps:
         with contextlib.suppress(InputError):
             saved = store.latest_good(_abstract(describe(unit / str(step))["about"]), at=step)
             if saved is not None:
                 return saved
-    raise InputError(f"--parameters: {unit} holds no good checkpoint")
+    return None
 
 
 def _abstract(about: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -125,7 +133,7 @@ def _abstract(about: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return found
 
 
-def _variables(saved: Saved, lane: int) -> dict[str, Any]:
+def variables_of(saved: Saved, lane: int) -> dict[str, Any]:
     """`{"params": ..., and other collections}` of one lane."""
     variables: dict[str, Any] = {}
     for name, leaf in saved.tree.items():
