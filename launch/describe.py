@@ -1,5 +1,11 @@
 """The text of `--list`, `--explain` and `--dry_run`: what there is, what settings mean, what would be done."""
 
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from launch.errors import unknown
@@ -7,42 +13,60 @@ from launch.experiment import Plan
 from launch.job_program import lane_memory, load_data, parameter_count, state_bytes
 from launch.lanes import seconds_per_step, units_of
 from launch.loop import chunk_lengths
-from launch.methods import METHODS, Choice, Number
-from launch.registry import NETWORKS, PRESETS, TASKS, find_method
+from launch.methods import METHODS, Choice, MethodSpec, Number
+from launch.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_method, find_task
 from launch.syntax import Call
 from launch.texts import size_text, time_text
 
 
 def everything() -> str:
     """Tasks, methods and networks, a line each."""
-    lines = ["tasks (--task)"]
+    lines = ["tasks (--task); --explain=NAME shows the settings"]
     lines += [f"  {s.name}{_aliases(s.aliases)}: {s.summary}; network {s.network}" for s in TASKS.values()]
     lines += ["methods (--methods); --explain=NAME shows the settings"]
     lines += [f"  {s.name}: {s.summary}{' (told of task changes)' if s.task_aware else ''}" for s in METHODS.values()]
     lines += ["networks (--network)", *[f"  {name}" for name in NETWORKS]]
-    lines += [f"presets (--preset): {', '.join(PRESETS)}"]
-    return "\n".join(lines)
+    every = {name: [s.name for s in TASKS.values() if name in s.presets] for name in _presets_of(*TASKS.values())}
+    told = [name if name in PRESETS else f"{name} ({', '.join(tasks)})" for name, tasks in every.items()]
+    return "\n".join([*lines, f"presets (--preset): {', '.join(told)}"])
 
 
-def method(name: str) -> str:
-    """Every setting of a method: meaning, default, per task the values of the presets, range.
+def explain(name: str) -> str:
+    """Every setting of a method or of a task.
 
     Raises:
-        InputError: no method has that name.
+        InputError: neither a method nor a task has that name.
     """
-    if ":" not in name and name not in METHODS:
-        raise unknown("--explain", name, METHODS)
-    spec = find_method(Call(name, {}))
+    tasks = {alias: spec for spec in TASKS.values() for alias in (spec.name, *spec.aliases)}
+    methods = [alias for spec in METHODS.values() for alias in (spec.name, *spec.aliases)]
+    if ":" not in name and name not in (*methods, *tasks):
+        raise unknown("--explain", name, [*methods, *tasks])
+    return task(tasks[name]) if name in tasks else method(find_method(Call(name, {})))
+
+
+def method(spec: MethodSpec) -> str:
+    """Every setting of a method: meaning, default, what the presets make of it in which task, range."""
     lines = [f"{spec.name}: {spec.summary}", f"source: {spec.source}"]
     for setting, number in spec.numbers.items():
-        kind = "whole number" if number.integer else "number"
-        lines += [f"  {setting} ({kind} from {number.low:g} to {number.high:.10g}, default {number.default:g})"]
-        lines += [f"    {number.meaning}", *_presets(name, setting, number)]
+        lines += [*_number(setting, number), *_presets(spec.name, setting, number)]
     for setting, choice in spec.static.items():
         allowed = ", ".join(map(str, choice.allowed)) if choice.allowed else choice.whole_numbers
         lines += [f"  {setting} ({allowed}; default {choice.default})"]
-        lines += [f"    {choice.meaning}", *_presets(name, setting, choice)]
+        lines += [f"    {choice.meaning}", *_presets(spec.name, setting, choice)]
     return "\n".join(lines)
+
+
+def task(spec: TaskSpec) -> str:
+    """A task's settings, its learner's and the numbers that the learner gives every method, with their defaults."""
+    _, made = find_task(Call(spec.name, {}))
+    lines = [f"{spec.name}{_aliases(spec.aliases)}: {spec.summary}; network {spec.network}"]
+    lines += _fields(f"--task='{spec.name}(setting=value)'", made, spec.task_presets)
+    learner = find_learner(spec, None, PRESETS[0])
+    if learner is not None:
+        lines += _fields(f"--learner='{spec.learner}(setting=value)'", learner, spec.learner_presets)
+        lines += ["numbers that every method has here, --set NAME=VALUE:"]
+        lines += [line for setting, number in spec.numbers.items() for line in _number(setting, number)]
+    return "\n".join([*lines, f"presets (--preset): {', '.join(_presets_of(spec))}"])
 
 
 def plan(plan: Plan) -> str:
@@ -68,15 +92,40 @@ def plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _number(setting: str, number: Number) -> list[str]:
+    kind = "whole number" if number.integer else "number"
+    head = f"  {setting} ({kind} from {number.low:g} to {number.high:.10g}, default {number.default:g})"
+    return [head, f"    {number.meaning}"]
+
+
+def _fields(head: str, made: Any, presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings of a dataclass, what its docstring says of them, and those that presets make other."""
+    lines = [head, *textwrap.indent(inspect.getdoc(type(made)) or "", "  ").splitlines(), "", "  Defaults:"]
+    lines += [f"    {field.name}={getattr(made, field.name)!r}" for field in dataclasses.fields(made)]
+    for preset, values in presets.items():
+        lines += [f"  --preset={preset}: {', '.join(f'{name}={value!r}' for name, value in values.items())}"]
+    return lines
+
+
+def _presets_of(*specs: TaskSpec) -> list[str]:
+    return list(dict.fromkeys([*PRESETS, *(preset for spec in specs for preset in spec.presets)]))
+
+
 def _presets(method_name: str, setting: str, field: Number | Choice) -> list[str]:
-    """Per preset, the tasks' own values; the sound ones only where they are not the published ones."""
-    texts = {}
-    for preset in PRESETS:
-        values = {t.name: t.presets[preset].get(method_name, {}).get(setting, field.default) for t in TASKS.values()}
-        same = len(set(values.values())) == 1
-        texts[preset] = str(next(iter(values.values()))) if same else ", ".join(f"{v} ({t})" for t, v in values.items())
-    lines = [f"    --preset=published: {texts['published']}"]
-    return lines if texts["sound"] == texts["published"] else [*lines, f"    --preset=sound: {texts['sound']}"]
+    """A line for presets that do the same: values other than the default with their tasks, and the default."""
+    presets: dict[str, list[str]] = {}
+    for preset in _presets_of(*TASKS.values()):
+        tasks: dict[Any, list[str]] = {}
+        for spec in TASKS.values():
+            values = spec.presets.get(preset, spec.presets[PRESETS[0]])
+            tasks.setdefault(values.get(method_name, {}).get(setting, field.default), []).append(spec.name)
+        plain = tasks.pop(field.default, [])
+        parts = [f"{value} ({', '.join(names)})" for value, names in tasks.items()]
+        parts += [f"{'elsewhere ' * bool(parts)}{field.default}"] if plain else []
+        presets.setdefault("; ".join(parts), []).append(preset)
+    if len(presets) == 1:
+        return [f"    every preset: {text}" for text in presets]
+    return [f"    --preset={'|'.join(names)}: {text}" for text, names in presets.items()]
 
 
 def _aliases(names: tuple[str, ...]) -> str:

@@ -106,7 +106,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list("log", [], "further sinks: tensorboard, wandb", flag_values=values)
     flags.DEFINE_list("metric", [], "metrics in the figure; by default the task's own", flag_values=values)
     flags.DEFINE_bool("list", False, "list tasks, methods and networks, and end", flag_values=values)
-    flags.DEFINE_string("explain", None, "explain a method's settings, and end", flag_values=values)
+    flags.DEFINE_string("explain", None, "explain the settings of a method or task, and end", flag_values=values)
     flags.DEFINE_enum(
         "job_script",
         None,
@@ -217,7 +217,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         print(describe.everything())
         return 0
     if values.explain:
-        print(describe.method(values.explain))
+        print(describe.explain(values.explain))
         return 0
     settings = run_settings(values)
     if values.job_script:

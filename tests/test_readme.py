@@ -1,5 +1,6 @@
 """What the README shows works as it stands there."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
 
 import plastic_jax
 from launch import Experiment, run
@@ -65,14 +67,13 @@ def test_the_worked_method_and_task_run(own_modules):
     assert np.all(pulled[2:].mean(1) > plain.mean(1))  # with a strong one it can hardly learn
 
 
-def test_every_launch_command_names_flags_that_exist():
-    from absl import flags
-
-    from launch import train
-
-    values = flags.FlagValues()
-    train.define_flags(values)
-    used = set(re.findall(r"--([a-z_]+)[ =`\\\n]", " ".join(re.findall(r"python -m launch\.train[^`]*", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"python -m (launch\.[a-z_]+)", README))))
+def test_every_launch_command_names_flags_that_exist(name):
+    module, values = importlib.import_module(name), flags.FlagValues()
+    if hasattr(module, "define_flags"):
+        module.define_flags(values)
+    commands = re.findall(rf"python -m {name}\b((?:[^`\n#\\]|\\\n)*)", README)
+    used = set(re.findall(r"--([a-z_]+)", " ".join(commands)))
     assert used <= set(values), used - set(values)
 
 

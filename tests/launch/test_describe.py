@@ -1,13 +1,17 @@
 """What `--list`, `--explain` and `--dry_run` say."""
 
+import dataclasses
+import re
+
 import jax
 import pytest
 
 from launch import describe
 from launch.errors import InputError
 from launch.experiment import Experiment, resolve
-from launch.methods import METHODS
-from launch.registry import NETWORKS, PRESETS, TASKS
+from launch.methods import METHODS, PPO_NUMBERS
+from launch.registry import NETWORKS, PRESETS, TASKS, find_task
+from launch.syntax import Call
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -24,8 +28,9 @@ def test_the_list_names_everything_there_is():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_explain_gives_meaning_default_published_value_and_range_of_every_setting(name):
-    spec, text = METHODS[name], describe.method(name)
+def test_explain_gives_meaning_default_values_of_presets_and_range_of_every_setting(name):
+    spec = METHODS[name]
+    text = describe.method(spec)
     assert spec.summary in text
     assert spec.source in text
     parts = text.split("\n  ")
@@ -33,31 +38,58 @@ def test_explain_gives_meaning_default_published_value_and_range_of_every_settin
         at = next(i for i, part in enumerate(parts) if part.startswith(f"{setting} ("))
         assert f"from {number.low:g} to {number.high:.10g}, default {number.default:g}" in parts[at]
         assert parts[at + 1].strip() == number.meaning
-        assert parts[at + 2].strip().startswith("--preset=published: ")
+        assert re.match(r"every preset: |--preset=sound", parts[at + 2].strip())
     for setting, choice in spec.static.items():
         at = next(i for i, part in enumerate(parts) if part.startswith(f"{setting} ("))
         assert f"default {choice.default}" in parts[at]
         assert all(str(allowed) in parts[at] for allowed in choice.allowed)
         assert parts[at + 1].strip() == choice.meaning
-        assert parts[at + 2].strip().startswith("--preset=published: ")
+        assert re.match(r"every preset: |--preset=sound", parts[at + 2].strip())
 
 
 def test_explain_shows_where_the_published_value_is_another():
-    text = describe.method("continual_backprop")
+    text = describe.explain("continual_backprop")
     published = TASKS["slowly_changing_regression"].presets["published"]["continual_backprop"]
     lines = text[text.index("  maturity_threshold") :].splitlines()
-    assert f"{published['maturity_threshold']} (slowly_changing_regression)" in lines[2]
-    assert "--preset=sound" in lines[3]
+    assert f"{published['maturity_threshold']} (slowly_changing_regression)" in lines[3]
+    assert (
+        lines[2]
+        .strip()
+        .startswith("--preset=sound|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
+    )
+    assert lines[2].endswith("elsewhere 100")
+
+
+def test_explain_takes_other_names_and_knows_every_task():
+    assert describe.explain("standard") == describe.explain("backprop")
+    assert describe.explain("bit_flipping") == describe.explain("slowly_changing_regression")
+    for name, spec in TASKS.items():
+        text = describe.explain(name)
+        assert text.startswith(name)
+        for field in dataclasses.fields(find_task(Call(name, {}))[1]):
+            assert f"\n    {field.name}=" in text
+        for preset in spec.presets:
+            assert preset in text.splitlines()[-1]
+
+
+def test_explain_of_an_environment_tells_its_learners_settings_and_numbers():
+    text = describe.explain("slippery_ant")
+    assert "change='friction'" in text
+    assert "--preset=published: environments=1" in text
+    assert "--preset=published_wide: time_limit='terminal'" in text
+    for name, number in PPO_NUMBERS.items():
+        assert f"  {name} (number from {number.low:g} to {number.high:.10g}, default {number.default:g})" in text
 
 
 def test_explain_says_from_where_on_whole_numbers_are_allowed():
-    assert "  max_replacements (a positive whole number; default 1)" in describe.method("continual_backprop")
-    assert "  max_replacements (a whole number from 0 on; default 0)" in describe.method("redo")
+    assert "  max_replacements (a positive whole number; default 1)" in describe.explain("continual_backprop")
+    assert "  max_replacements (a whole number from 0 on; default 0)" in describe.explain("redo")
 
 
-def test_explain_of_an_unknown_method_names_the_flag():
-    with pytest.raises(InputError, match=r"^--explain: unknown 'bakprop' \(did you mean 'backprop'\?\)"):
-        describe.method("bakprop")
+@pytest.mark.parametrize(("name", "meant"), [("bakprop", "backprop"), ("slipery_ant", "slippery_ant")])
+def test_explain_of_an_unknown_name_names_the_flag(name, meant):
+    with pytest.raises(InputError, match=rf"^--explain: unknown '{name}' \(did you mean '{meant}'\?\)"):
+        describe.explain(name)
 
 
 def said(methods, steps=2000, **fields):
