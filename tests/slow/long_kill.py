@@ -1,7 +1,7 @@
 """Kill a run again and again, then let it end: python tests/slow/long_kill.py N SECONDS LOG -- COMMAND
 
-N kills (SIGKILL), at random moments SECONDS apart in the mean; after each the same command starts again. The log tells
-when, and which checkpoint was the newest.
+N kills (SIGKILL), at random moments SECONDS apart in the mean; after each the same command starts again. Every third one
+waits for the next save and falls within it. The log tells when, and which checkpoint was the newest.
 """
 
 import random
@@ -10,6 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written, in a folder that gets its name when it is complete."""
+    return any(workdir.glob("*/checkpoints/*/.*.tmp"))
 
 
 def main() -> int:
@@ -27,7 +32,9 @@ def main() -> int:
                 print(f"ended by itself with status {status} after {time.time() - began:.0f} s", file=file)
                 return status
             except subprocess.TimeoutExpired:
-                inside = any(workdir.rglob(".*.tmp"))
+                inside = saving(workdir)
+                while number % 3 == 2 and not inside and process.poll() is None:
+                    inside = saving(workdir)
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 steps = [int(path.name) for path in workdir.rglob("checkpoints/*/*") if path.name.isdecimal()]
