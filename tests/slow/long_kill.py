@@ -34,6 +34,7 @@ def main() -> int:
             except subprocess.TimeoutExpired:
                 inside = saving(workdir)
                 while number % 3 == 2 and not inside and process.poll() is None:
+                    time.sleep(0.001)
                     inside = saving(workdir)
                 process.send_signal(signal.SIGKILL)
                 process.wait()
