@@ -11,6 +11,15 @@ from launch.run_folder import read_meta, run_names, seeds_text, unit_folders
 from launch.syntax import value_text
 
 FLAG = "--branch_from"
+# Beside the task's own settings: what the streams, the bins and the states that are handed on are shaped by.
+_SHAPING = (
+    "task",
+    "network",
+    "bin",
+    "learner.rollout",
+    "learner.normalise_observations",
+    "learner.normalise_rewards",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,10 +113,11 @@ def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int]
     """Refuse runs that would not go on with the source's stream and networks.
 
     Raises:
-        InputError: another task, network or bin, seeds that the source lacks, or a length that ends before the step.
+        InputError: another task, network, bin or shape of what is handed on, seeds that the source lacks, or a length
+            that ends before the step.
     """
     there = source.meta["settings"]
-    names = [name for name in {**settings, **there} if name in ("task", "network", "bin") or name.startswith("task.")]
+    names = [name for name in {**settings, **there} if name in _SHAPING or name.startswith("task.")]
     differ = [
         f"{name} {value_text(there.get(name))} there, {value_text(settings.get(name))} asked"
         for name in names

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
-from launch.curves import HEADLINES, Curve, curves, metric_style
+from launch.curves import HEADLINES, Curve, check_presets, curves, metric_style
 from launch.errors import InputError, unknown
 from launch.run_folder import RUN, Run, read_runs
 from launch.selection import warn_of_tuning
@@ -88,7 +88,8 @@ def _pairs(a: Path | str, b: Path | str | None) -> list[tuple[Run, Run]]:
 
 
 def comparable(one: Run, other: Run) -> None:
-    """Refuse with an InputError what would not be the same stream for as long."""
+    """Refuse with an InputError what would not be the same stream for as long, or shares no axis."""
+    check_presets([one, other])
     for what, values in (
         ("tasks", [run.meta["task"] for run in (one, other)]),
         ("numbers of steps", [int(run.step[-1]) if len(run.step) else 0 for run in (one, other)]),

@@ -55,6 +55,7 @@ METRICS: dict[str, MetricStyle] = {
     "approximate_kl": MetricStyle("approximate KL divergence (nats)", "lower"),
     "entropy": MetricStyle("entropy of the policy (nats)", "higher"),
 }
+ACCELERATOR = "accelerator"
 HEADLINES = ("squared_error", "online_accuracy", "test_accuracy", "episode_return")
 
 # Okabe and Ito's colours for the methods met most often, Tol's muted ones for every other label: all can be told
@@ -107,12 +108,22 @@ def default_metric(runs: Iterable[Run]) -> str:
 
 
 def checked_metrics(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[str]:
-    """The metrics to draw; InputError for one that no run holds."""
+    """The metrics to draw or tell of; InputError for one that no run holds, or for runs that share no axis."""
+    check_presets(runs)
     present = {name for run in runs for name in run.metrics}
     for name in metrics or ():
         if name not in present:
             raise unknown("--metric", name, present)
     return list(dict.fromkeys(metrics)) if metrics else [default_metric(runs)]
+
+
+def check_presets(runs: Sequence[Run]) -> None:
+    """Refuse with an InputError runs with many times as many steps an update as the others beside them."""
+    names = {str(run.meta["settings"].get("preset")): run for run in runs}
+    if len(names) > 1 and ACCELERATOR in names:
+        place = names[ACCELERATOR].meta.get("folder", names[ACCELERATOR].label)
+        others = ", ".join(sorted(names.keys() - {ACCELERATOR}))
+        raise InputError(f"{place}: of preset {ACCELERATOR}, which shares no axis with {others}: fewer updates a step")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tasks.base import Environment, Task
 
 MOST_LANES = 1_000_000
 MOST_STEPS = 2**31 - 1
+SHORT_GRID = 5  # steps between evaluations, below which a run is told to be slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,15 +227,23 @@ def branched(source: str, **changes: Any) -> Experiment:
 def warnings(plan: Plan) -> list[str]:
     """What is allowed but surely not meant, a line each."""
     lines = []
+    updates, word = plan.steps - plan.start, "steps"
+    if plan.learner is not None:
+        updates, word = updates // plan.stride * plan.learner.updates, "updates"
     for job in plan.jobs:
-        length = plan.steps - plan.start
         numbers = [lane.hyper.get("maturity_threshold", -1) for lane in job.lanes]
-        never = sum(threshold >= length for threshold in numbers)
+        never = sum(threshold >= updates for threshold in numbers)
         if job.method.needs_units and never:
             lines.append(
                 f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
-                f"{max(numbers):g} is not below the {length} steps of the run"
+                f"{max(numbers):g} is not below the {updates} {word} of the run"
             )
+    grid, starts = _finest_period(plan.task), plan.task.schedule.starts
+    if starts is not None and grid < SHORT_GRID and plan.experiment.bin is None:
+        lines.append(
+            f"{plan.spec.name}: epochs of its tasks have only {grid} step{'s' * (grid > 1)} as a common divisor, so "
+            "bins and compiled chunks are that short and the run slow; change the batch or the pictures per class"
+        )
     return lines
 
 

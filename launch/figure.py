@@ -91,10 +91,18 @@ def draw_metric(
         ax.plot(step, mean[known], label=label, zorder=above, **look)
         ax.fill_between(step, low[known], high[known], color=curve.colour, alpha=0.18, linewidth=0, zorder=above - 1.5)
         drawn.append(curve)
-    ax.set_ylabel(style.label, fontsize=10, color=INK)
+    ax.set_ylabel(_axis_label(metric, drawn), fontsize=10, color=INK)
     _mark_changes(ax, drawn)
     _step_axis(ax, max((int(curve.run.step[-1]) for curve in drawn if len(curve.run.step)), default=1))
     return drawn
+
+
+def _axis_label(metric: str, drawn: Sequence[Curve]) -> str:
+    """The metric's; of what changes, what that is where all curves agree."""
+    changes = {curve.run.meta["settings"].get("task.change") for curve in drawn}
+    if metric == "condition" and len(changes) == 1 and None not in changes:
+        return str(changes.pop()).replace("_", " ")
+    return metric_style(metric).label
 
 
 def _mark_changes(ax: "Axes", drawn: Sequence[Curve]) -> None:

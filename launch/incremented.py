@@ -16,7 +16,7 @@ from launch.statistics import INTERVALS, late_bins
 from launch.survival import Pooled, pooled
 
 METRIC = "test_accuracy"
-BASES = ("base", "backprop", "l2")
+BASES = ("base", "l2", "backprop")
 AGES = {f"accuracy_{age}_classes": age for age in ("newest", "middle", "oldest")}
 LATE, WAITED = 0.25, 0.5
 """Shares of the increments, at the end: for which loss of plasticity is judged, and for which the wait is told."""
@@ -61,8 +61,9 @@ class Increments:
     classes seen (of increments, where the task does not say), and every metric's last value within the increment.
     `relative` float64 [lane, increment] is the accuracy minus that of `partner`, the reference, in the unit of the
     metric's axis, NaN where no lane of the same seed is. `epochs` and `updates` int64 [increment]: passes of each, and
-    updates until the end of each. `wait`: epochs until the partner's accuracy at the end of the same increment, over
-    the last half of the increments; `None` where it was not measured on the way.
+    updates until the end of each. `wait`: epochs until the partner's accuracy of the same increment (the one at its
+    end, or the highest where that counts), over the last half of the increments; `None` where it was not measured on
+    the way.
     """
 
     run: Run
@@ -257,12 +258,13 @@ def _epochs(run: Run, number: int) -> np.ndarray:
 
 
 def _wait(run: Run, curve: Curve, reference: Run, partner: Curve, metric: str, epochs: np.ndarray) -> Pooled | None:
-    """Epochs within an increment until the reference's own value at its end, of the same seed."""
+    """Epochs within an increment until the reference's own accuracy of it, of the same seed."""
     if metric not in run.metrics or metric not in reference.metrics:
         return None
     lengths, number = np.diff(task_starts(run)), len(epochs)
     wanted = np.full((len(run.lanes), len(lengths)), np.nan)
-    theirs = after_tasks(reference, metric)[partner.lanes, :number]
+    best = takes_best_epoch(reference, metric.removesuffix(SUFFIX))
+    theirs = (best_in_tasks if best else after_tasks)(reference, metric)[partner.lanes, :number]
     wanted[curve.lanes, :number] = _of_same_seed(curve, partner, theirs)
     late = late_bins(number, WAITED)
     steps, reached = (each[curve.lanes, late] for each in steps_until(run, metric, wanted))

@@ -112,7 +112,8 @@ def _meaning(found: Sequence[Increments], question: Question) -> str:
 
 
 _ABOUT_AGES = (
-    "Accuracy (%) on the newest classes, those in the middle and the oldest after the last increment. Updates in all, "
+    "Accuracy (%) on the newest classes, those in the middle and the oldest after the last increment, of the network "
+    "that goes on from there. Updates in all, "
     "and those of the network there is in the end; how often it has been shown a training picture of the newest and of "
     "the oldest classes."
 )
@@ -144,11 +145,15 @@ def _about_waits(found: Sequence[Increments]) -> str:
     late = found[0].late
     names = " or ".join(dict.fromkeys(each.partner.name for each in found))
     return (
-        f"Epochs within increments {numbers(late)} until the test accuracy on the way first reaches that of {names} at "
-        f"the end of the same increment, of the same seed. Median and mean by Kaplan and Meier over "
+        f"Epochs within increments {numbers(late)} until the test accuracy on the way first reaches that of {names} "
+        f"{_end(found)} of the same increment, of the same seed. Median and mean by Kaplan and Meier over "
         "increments and seeds, an increment that never reaches it censored; 95% bootstrap intervals over seeds, too "
         "narrow for fewer than ten. Noise reaches an accuracy early."
     )
+
+
+def _end(found: Sequence[Increments]) -> str:
+    return "in the best epoch" if takes_best_epoch(found[0].partner.run, METRIC) else "at the end"
 
 
 def _by_increment(found: Sequence[Increments], question: Question) -> list[tuple[str, ...]]:

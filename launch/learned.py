@@ -18,6 +18,7 @@ from launch.survival import Pooled, Ranged, kaplan_meier, pooled
 METRIC, SUFFIX = "test_accuracy_in_task", "_in_task"
 PUBLISHED_BIN, BINS = 50, 20
 SHOWN, NOT_SHOWN = "shown", "not shown at this scale"
+_DECAY = "weight_decay"
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,17 @@ def verdict_text(found: Shown, one: Curve, two: Curve, label: str, span: str) ->
     """A line that says whether `one` loses plasticity beside `two`; `span` is what of the run it is about."""
     ends = f" [{found.low:.4g}, {found.high:.4g}]" if np.isfinite(found.low) else ""
     names = f"{with_diverged(one)} minus {with_diverged(two)}"
-    return f"Loss of plasticity {found.verdict}: {names}, {label} over the {span}: {found.difference:.4g}{ends}."
+    told = f"Loss of plasticity {found.verdict}: {names}, {label} over the {span}: {found.difference:.4g}{ends}."
+    unequal = unequal_numbers(one, two)
+    return told + f" They differ in more than the past: {', '.join(unequal)}." * bool(unequal)
+
+
+def unequal_numbers(one: Curve, two: Curve) -> list[str]:
+    """The numbers that both methods have and that differ, as text; a method without weight decay has 0 of it."""
+    mine, theirs = (curve.run.lanes[curve.lanes[0]]["hyper"] for curve in (one, two))
+    shared = [name for name in mine | theirs if name == _DECAY or (name in mine and name in theirs)]
+    values = [(name, mine.get(name, 0.0), theirs.get(name, 0.0)) for name in shared]
+    return [f"{name} {a:g} and {b:g}" for name, a, b in values if a != b]
 
 
 def range_of(values: np.ndarray, kind: str) -> str:

@@ -328,8 +328,10 @@ METHODS: dict[str, MethodSpec] = {
             _continual_backprop,
             OPTIMIZER_NUMBERS
             | {
-                "replacement_rate": Number(1e-4, 0.0, 1.0, "units replaced per step, as a share of the eligible ones"),
-                "maturity_threshold": Number(100, 0, 1e9, "steps a new unit is protected", integer=True),
+                "replacement_rate": Number(
+                    1e-4, 0.0, 1.0, "units replaced per update, as a share of the eligible ones"
+                ),
+                "maturity_threshold": Number(100, 0, 1e9, "updates a new unit is protected", integer=True),
                 "decay_rate": Number(0.99, 0.0, 0.999999, "decay of the running averages of utility and activation"),
                 "weight_decay": WEIGHT_DECAY,
             },

@@ -96,10 +96,12 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         return Carry(stream, state, diverged), metrics
 
     def probe(carry: Carry, clock: jax.Array, data: Any) -> Metrics:
-        one, metrics = jnp.ones([], jnp.float32), {}
+        metrics = {}
         for ending, x in task.probe_batches(carry.task, clock, data).items():
-            seen = learner.probe(carry.learner, x)
-            metrics |= {n if n in SAME_FOR_ALL_INPUTS else n + ending: Mean(v, one) for n, v in seen.items()}
+            seen = {
+                n if n in SAME_FOR_ALL_INPUTS else n + ending: v for n, v in learner.probe(carry.learner, x).items()
+            }
+            metrics |= _seen_inside(carry.diverged, seen)
         return metrics
 
     def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
@@ -166,8 +168,7 @@ def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
         return Carry(world, state, diverged), metrics
 
     def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
-        one = jnp.ones([], jnp.float32)
-        return carry, {name: Mean(value, one) for name, value in learner.probe(carry.learner).items()}
+        return carry, _seen_inside(carry.diverged, learner.probe(carry.learner))
 
     return Program(
         init=init,
@@ -217,6 +218,12 @@ def continued(program: Program, carry: Carry, earlier: Carry) -> Carry:
     """A lane that goes on with the stream and the very network of `earlier`, and with all else of its own."""
     network = {name: getattr(earlier.learner, name) for name in program.handed_on}
     return carry._replace(task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(**network))
+
+
+def _seen_inside(diverged: jax.Array, seen: Mapping[str, jax.Array]) -> Metrics:
+    """Diagnostics; NaN for a network that has diverged, in which no unit would look dormant."""
+    one = jnp.ones([], jnp.float32)
+    return {name: Mean(jnp.where(diverged, jnp.nan, value.astype(jnp.float32)), one) for name, value in seen.items()}
 
 
 def _unless(diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0) -> jax.Array:

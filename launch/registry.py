@@ -167,7 +167,8 @@ _ANT = functools.partial(
         "accelerator": _PPO,
     },
     bin=102_400,
-    task_presets={"published": {"environments": 1}, "accelerator": {"environments": 2048}},
+    # With 2048 environments an episode of each takes 2,048,000 steps; twice that lies between changes.
+    task_presets={"published": {"environments": 1}, "accelerator": {"environments": 2048, "change_every": 4_096_000}},
     learner="ppo",
     learner_presets={
         "published": {"time_limit": "terminal"},

@@ -191,12 +191,16 @@ def workload(case: Case, plan: Plan, data: Any) -> Callable[[], Any]:
 
 
 def _shown(task: Task | Environment) -> tuple[Callable[..., Any], int]:
-    """What a task does without a learner, and the steps that this is; in environments nobody moves."""
+    """What a task does without a learner, and the steps that this is; in environments whoever acts acts at random."""
     if isinstance(task, Task):
         return task.next, 1
     spec, worlds = task.spec, acting(task)
-    still = jnp.zeros((spec.environments, spec.outputs), jnp.float32)
-    return lambda state, clock, data: worlds.step(state, still, clock), spec.environments
+
+    def show(state: Any, clock: jax.Array, data: Any) -> tuple[Any, Any]:
+        action = jax.random.normal(jax.random.fold_in(jax.random.key(0), clock), (spec.environments, spec.outputs))
+        return worlds.step(state, action, clock)
+
+    return show, spec.environments
 
 
 def _stream_chunk(show: Callable[..., Any], at_once: int) -> Callable[..., Any]:

@@ -76,7 +76,7 @@ class BraxEnvironment(Environment):
         environments: how many at once.
         episode_length: steps after which an episode is cut off.
         change: what changes: `friction` of all bodies, `mass` of all links, `gravity`, `actuator_strength`, or `none`.
-        change_every: steps of all environments together between changes; not shorter than an episode.
+        change_every: steps of all environments together between changes; not shorter than an episode of each.
         change_at: `episode_end`, as published, or `once`, in the middle of an episode.
         low: smallest value; `None`: as in `CHANGES`.
         high: largest value, likewise.
@@ -98,10 +98,11 @@ class BraxEnvironment(Environment):
             ("environments", "episode_length", "change_every"),
             choices={"backend": BACKENDS, "change": tuple(CHANGES), "change_at": ("episode_end", "once")},
         )
-        if self.change_every < self.episode_length:
+        least = self.episode_length * self.environments
+        if self.change != "none" and self.change_every < least:
             raise ValueError(
-                f"change_every: got {self.change_every}, allowed are numbers from {self.episode_length} on, the steps "
-                "of an episode"
+                f"change_every: got {self.change_every}, allowed are numbers from {least} on: an episode of "
+                f"{self.episode_length} steps in each of {self.environments} environments"
             )
         for name in ("low", "high"):
             value = getattr(self, name)
@@ -130,7 +131,7 @@ class BraxEnvironment(Environment):
         env = brax_environment(self.environment, self.backend)
         if self.changes and not hasattr(env, "sys"):
             raise ValueError(f"change: got '{self.change}', but {self.environment} has no bodies; allowed is none")
-        # No learner does worse than one whose episodes end before anything is earned.
+        # A lane that has diverged counts as one that earns nothing. Effort costs, so a bad policy may earn less.
         return ControlSpec((int(env.observation_size),), int(env.action_size), self.environments, _NOTHING)
 
     @property
@@ -254,13 +255,10 @@ def _friction(system: Any, value: jax.Array, backend: str) -> Any:
 
 
 def _mass(system: Any, factor: jax.Array, backend: str) -> Any:
-    inertia, exponent = system.link.inertia, 1.0
-    if backend != "generalized":  # the others take a mass m for m^exponent, which is 1 for some bodies, the ant's too
-        exponent = 1 - system.spring_mass_scale
-    inertia = inertia.replace(
-        mass=inertia.mass**exponent * factor,
-        i=inertia.i ** (1 - system.spring_inertia_scale) * factor,
-    )
+    inertia, of_mass, of_inertia = system.link.inertia, 1.0, 1.0
+    if backend != "generalized":  # the others take a mass m for m^x, which is 1 for some bodies, the ant's too
+        of_mass, of_inertia = 1 - system.spring_mass_scale, 1 - system.spring_inertia_scale
+    inertia = inertia.replace(mass=inertia.mass**of_mass * factor, i=inertia.i**of_inertia * factor)
     return system.replace(link=system.link.replace(inertia=inertia), spring_mass_scale=0.0, spring_inertia_scale=0.0)
 
 

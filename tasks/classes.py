@@ -327,11 +327,13 @@ def _as_pictures(header: _Header, number: int) -> np.ndarray:
 
 
 def _stacked(headers: Sequence[_Header], number: int) -> np.ndarray:
-    """All classes' first `number` pictures; raises where two classes hold the same ones."""
+    """All classes' first `number` pictures; raises where those of a class are all the same, or those of two classes."""
     pictures = np.empty((len(headers), number, *headers[0].picture), np.uint8)
     seen: dict[bytes, int] = {}
     for index, header in enumerate(headers):
         pictures[index] = _as_pictures(header, number)
+        if number > 1 and np.array_equal(pictures[index, 1:], pictures[index, :-1]):
+            raise ValueError(f"{header.path}: damaged or empty: its {number} pictures are all the same")
         other = seen.setdefault(pictures[index, 0].tobytes(), index)
         if other != index and np.array_equal(pictures[other], pictures[index]):
             folder = header.path.parent

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import launch
-from launch.branch import find_source
+from launch.branch import Source, check_fits, find_source
 from launch.branching import source_lanes
 from launch.errors import InputError
 from launch.experiment import branched, resolve
@@ -163,3 +163,12 @@ def test_a_branch_is_not_the_run_that_began_at_step_0(source, tmp_path):
     folder = shutil.copytree(source, tmp_path / "copy")
     with pytest.raises(InputError, match=r"holds another run \(.*branch None there, heavy@30 asked"):
         ran(folder / "heavy", folder, methods="heavy=backprop(optimizer=momentum)")
+
+
+@pytest.mark.parametrize("name", ["learner.rollout", "learner.normalise_observations", "learner.normalise_rewards"])
+def test_agents_go_on_only_with_states_of_their_own_shape(name, tmp_path):
+    there = {"task": "ant", "learner.rollout": 10, "learner.epochs": 2, "learner.normalise_observations": False}
+    source = Source(tmp_path, 20, {"settings": there, "lanes": [{"seed": 0}]})
+    check_fits(source, there | {"learner.epochs": 3}, [0], 40)
+    with pytest.raises(InputError, match=f"is of another kind.*{name}"):
+        check_fits(source, there | {name: 20}, [0], 40)

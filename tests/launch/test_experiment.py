@@ -14,6 +14,7 @@ from launch.lanes import units_of
 from launch.methods import METHODS
 from launch.registry import TASKS
 from plastic_jax.convolutions import as_products
+from tests.launch import tiny
 
 SMALL = Experiment("slowly_changing_regression(change_every=200)", "backprop", (0, 1, 2), steps=2000, bin=400)
 
@@ -276,3 +277,21 @@ def test_warns_where_no_unit_can_ever_be_replaced(methods, lines):
     found = warnings(changed(methods=methods))
     assert len(found) == lines
     assert all("maturity_threshold" in line and "\n" not in line for line in found)
+
+
+@pytest.mark.parametrize(("batch", "lines"), [(20, 0), (33, 1)])
+def test_warns_where_epochs_have_hardly_a_common_divisor(batch, lines, tmp_path):
+    """Epochs of 5 and 10 steps, or of 3 and 6."""
+    tiny.write_pictures(tmp_path)
+    task = f"warm_start(dataset='tiny',data_dir='{tmp_path}',batch={batch},epochs=2,probe_size=5)"
+    found = warnings(resolve(Experiment(task, "backprop", (0,), network="mlp(widths=(3,))")))
+    assert len(found) == lines
+    assert all("only 3 steps as a common divisor" in line for line in found)
+
+
+def test_ages_of_an_agent_are_compared_with_its_updates():
+    """An iteration of 2048 steps makes 160 updates."""
+    asked = Experiment("ant(environment=fast)", "continual_backprop(maturity_threshold=160)", (0,), steps=2048)
+    (line,) = warnings(resolve(asked))
+    assert "160 is not below the 160 updates" in line
+    assert not warnings(resolve(dataclasses.replace(asked, steps=4096)))

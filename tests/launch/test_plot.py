@@ -49,6 +49,26 @@ def test_the_file_is_an_image_of_its_format(folder, format):
     assert [each.name for each in folder.iterdir() if each.is_file()] == [path.name]
 
 
+def test_what_changes_has_its_name_where_all_agree(tmp_path):
+    for change in ("friction", "actuator_strength"):
+        settings = {"task.change": change}
+        write(tmp_path / change, "standard", np.ones((3, 4)), metric="condition", settings=settings)
+    runs = [run for change in ("friction", "actuator_strength") for run in read_runs(tmp_path / change).values()]
+    for shown, label in ((runs[:1], "friction"), (runs[1:], "actuator strength"), (runs, "value of what changes")):
+        _, (ax,) = figure.new_figure()
+        figure.draw_metric(ax, shown, "condition")
+        assert ax.get_ylabel() == label
+
+
+def test_the_accelerators_preset_shares_no_axis_with_others(tmp_path):
+    for preset in ("published", "published_wide", "accelerator"):
+        write(tmp_path / preset, "standard", np.ones((3, 4)), settings={"preset": preset})
+    plot([tmp_path / "published", tmp_path / "published_wide"])
+    plot([tmp_path / "accelerator"])
+    with pytest.raises(InputError, match="of preset accelerator, which shares no axis with published"):
+        plot([tmp_path / "published", tmp_path / "accelerator"])
+
+
 def test_the_same_runs_give_the_same_file(folder):
     assert plot([folder]).read_bytes() == plot([folder], out=folder / "again.png").read_bytes()
 

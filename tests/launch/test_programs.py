@@ -177,6 +177,20 @@ def test_every_probe_batch_has_its_ending_and_weights_are_measured_once():
     }
 
 
+def test_nothing_is_told_of_the_inside_of_a_diverged_lane():
+    class Sees(SupervisedLearner):
+        def probe(self, state, x):
+            return {"dormant_units": jnp.zeros([]), "mean_weight_magnitude": jnp.float32(2)}
+
+    seeing = Sees(Counted(), (2,), "cross_entropy", lambda hyper, key: optax.sgd(0.0))
+    program = supervised_program(Measured(), seeing, 5)
+    inside = {"dormant_units": (0, 1), "dormant_units_old_classes": (0, 1), "mean_weight_magnitude": (2, 1)}
+    assert numbers(program.probe(carry_of(program), jnp.int32(0), ())) == inside
+    lost = program.probe(carry_of(program, diverged=jnp.array(True)), jnp.int32(0), ())
+    assert lost.keys() == inside.keys()
+    assert all(np.isnan(mean.sum) and mean.count == 1 for mean in lost.values())
+
+
 # -- tasks of different lengths
 
 

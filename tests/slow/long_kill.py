@@ -1,6 +1,6 @@
 """Kill a run again and again, then let it end: python tests/slow/long_kill.py N SECONDS LOG -- COMMAND
 
-N kills (SIGKILL), at random moments SECONDS apart in the mean; after each the same command starts again. Every third one
+N kills (SIGKILL), at random moments SECONDS apart in the mean; after each the same command starts again. Every third
 waits for the next save and falls within it. The log tells when, and which checkpoint was the newest.
 """
 

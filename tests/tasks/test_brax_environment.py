@@ -167,16 +167,17 @@ def put(task, condition, q, qd):
 
 
 def slid(backend):
-    """Metres that ants slide in 3 s that are pushed at 3 m/s, by friction."""
+    """Metres that ants slide that are pushed at 3 m/s, by friction: 3 s but the first step, in which they land."""
     task = dataclasses.replace(ANT, backend=backend)
     system = ant(backend).sys
 
     @jax.jit
     def slide():
         state = put(task, FRICTIONS, system.init_q, jnp.zeros(system.qd_size()).at[0].set(3.0))
-        start = state.physics.pipeline_state.x.pos[:, 0, 0]
         step = lambda _, state: task.step(state, jnp.zeros((4, 8)), jnp.int32(0))[0]  # noqa: E731
-        return jax.lax.fori_loop(0, 60, step, state).physics.pipeline_state.x.pos[:, 0, 0] - start
+        landed = step(0, state)
+        stopped = jax.lax.fori_loop(1, 60, step, landed)
+        return (stopped.physics.pipeline_state.x.pos - landed.physics.pipeline_state.x.pos)[:, 0, 0]
 
     return np.asarray(slide())
 
@@ -186,6 +187,19 @@ def test_an_ant_slides_as_far_as_its_friction_lets_it():
     known = [3 * 3 - 0.5 * 9.81 * 0.02 * 9, *(3**2 / (2 * 9.81 * f) for f in FRICTIONS[1:])]  # a sliding body's
     np.testing.assert_allclose(found[:3], known[:3], rtol=0.2)
     assert 0.1 < found[3] < 0.4  # it tips over its legs, and does not only slide
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:3])
+def test_a_factor_of_1_leaves_masses_as_the_backend_takes_them(backend):
+    system = ant(backend).sys
+    scaled = module._mass(system, jnp.float32(1.0), backend)
+    exponents = (1 - system.spring_mass_scale, 1 - system.spring_inertia_scale) if backend != "generalized" else (1, 1)
+    inertia = system.link.inertia
+    np.testing.assert_allclose(scaled.link.inertia.mass, inertia.mass ** exponents[0], rtol=1e-6)
+    np.testing.assert_allclose(scaled.link.inertia.i, inertia.i ** exponents[1], rtol=1e-6)
+    assert scaled.spring_mass_scale == scaled.spring_inertia_scale == 0
+    twice = module._mass(system, jnp.float32(2.0), backend).link.inertia
+    np.testing.assert_allclose(twice.i, 2 * np.asarray(scaled.link.inertia.i), rtol=1e-6)
 
 
 def test_two_episodes_of_an_ant_start_from_different_places():
@@ -238,7 +252,8 @@ def test_an_ant_feels_what_changes(change):
         ("slippery_ant(low=0)", ["low: got 0", "friction must be above 0"]),
         ("slippery_ant(high=-1.0)", ["high: got -1.0", "above 0"]),
         ("slippery_ant(low=3)", ["low: got 3, above high, 2"]),
-        ("slippery_ant(change_every=999)", ["change_every: got 999", "1000", "an episode"]),
+        ("slippery_ant(change_every=999,environments=1)", ["change_every: got 999", "from 1000 on", "an episode"]),
+        ("slippery_ant(change_every=15999)", ["got 15999", "from 16000 on", "each of 16 environments"]),
         ("slippery_ant(change_at=now)", ["change_at: got 'now'", "episode_end, once"]),
         ("ant(change=colour)", ["change: got 'colour'", "friction, mass, gravity"]),
         ("ant(change=mass,change_at=once)", ["change_at", "mass", "episode_end"]),

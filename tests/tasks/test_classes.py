@@ -252,6 +252,9 @@ def test_fewer_than_two_classes_and_duplicates(tmp_path):
     begin[1:] = 0
     write(same, d=begin, b=some(9))  # the same first picture only
     assert load_classes(str(same), test_per_class=2).names == ("a", "b", "c", "d")
+    write(tmp_path / "blank", **three() | {"b": np.zeros((9, 4, 5, 3), np.uint8)})
+    with pytest.raises(ValueError, match=r"b\.npy: damaged or empty: its 9 pictures are all the same"):
+        load_classes("blank", str(tmp_path), test_per_class=2)
 
 
 # Nothing there
