@@ -2,9 +2,11 @@
 
 python -m launch.benchmark [--out=DIR] [--only=GROUP,...] [--data_dir=D] [--repeats=3] [--quick]
 
+On a CPU the groups for one core are measured, on an accelerator those of many lanes at once.
+
 What is timed is the compiled chunk that `launch.train` runs: task, learner, bins. Cases of a group take turns
 (A B A B ...), so that a machine that drifts does not bend their ratios; a ratio is the median of the ratios of
-neighbours. Rates are per CPU-second: other work on the machine costs less there than on the clock.
+neighbours. Rates of a core are per CPU-second: other work on the machine costs less there than on the clock.
 """
 
 import functools
@@ -20,6 +22,17 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
+from launch.device_rates import (
+    CONVNET,
+    PUBLISHED_LANE_STEPS,
+    RESNET,
+    Peaks,
+    beside_peaks,
+    device_peaks,
+    device_table,
+    dtype_of,
+    moved_by_step,
+)
 from launch.errors import InputError, unknown
 from launch.experiment import Plan
 from launch.job_program import forward_multiplications, load_data
@@ -36,6 +49,7 @@ from launch.workloads import (
     WIDE,
     WIDE_WEIGHTS,
     Case,
+    device_groups,
     groups,
     image_task,
     workload,
@@ -66,7 +80,7 @@ LEAST_TIMES_PUBLISHED = {
     **{(group, method, 1): least for group, least in zip(PPO, (4, 6, 8), strict=True) for method in (BACKPROP, CBP)},
 }
 MOST_STREAM_SHARE = 0.05
-CONVOLUTIONAL = ("convnet", "resnet_width_8", "resnet")
+CONVOLUTIONAL = ("convnet", "resnet_width_8", "resnet", CONVNET, RESNET)
 MOST_OVER_FLOOR, MOST_OVER_COST_FLOOR, MOST_OVER_BACKPROP_IN_BATCHES = 1.5, 1.3, 1.1
 FIGURE = (BACKPROP, BACKPROP, BACKPROP, LINEAR, CBP)  # the published regression's curves; backprop at 3 step sizes
 
@@ -83,27 +97,31 @@ def benchmark(
     Raises:
         InputError: a group is unknown, `repeats` is not positive, or `data_dir` holds no data.
     """
-    names = list(groups())
+    names = [*groups(), *device_groups()]
     for name in only:
         if name not in names:
             raise unknown("--only", name, names)
     if repeats < 1:
         raise InputError(f"--repeats: {repeats} is not a positive number")
-    chosen = [name for name in names if not only or name in only]
-    shows_mnist = any(MNIST in case.task for name in chosen for case in groups()[name])
+    fitting = groups() if jax.default_backend() == "cpu" else device_groups()
+    chosen = [name for name in names if name in (only or fitting)]
+    shows_mnist = any(MNIST in case.task for name in chosen for case in groups().get(name, []))
     task, images = image_task(data_dir) if shows_mnist else (MNIST, "")
     found = _about(only, data_dir, repeats, quick) | {"images": images}
     say("the machine")
     found["peaks"] = measured_peaks(WIDE_WEIGHTS // (10 if quick else 1), repeats, quick)
+    many = device_groups(quick)
+    found["device_peaks"] = device_peaks(repeats, quick) if many.keys() & chosen else None
     found["cases"] = []
+    cases = groups(task, quick) | many
     for name in chosen:
         say(name)
-        found["cases"] += measure_group(name, groups(task, quick)[name], repeats)
+        found["cases"] += measure_group(name, cases[name], repeats, found["device_peaks"])
     return found | {"figure": whole_figure(found["cases"]), "targets": targets(found["cases"])}
 
 
-def measure_group(group: str, cases: list[Case], repeats: int) -> list[Row]:
-    """A row per case: rate, and what follows from it."""
+def measure_group(group: str, cases: list[Case], repeats: int, peaks: Peaks | None = None) -> list[Row]:
+    """A row per case: rate, and what follows from it; of many lanes also beside the device's `peaks`."""
     plans = {case.name: case.plan() for case in cases}
     data = jax.device_put(load_data(plans[cases[0].name]))
     calls = {case.name: workload(case, plans[case.name], data) for case in cases}
@@ -118,6 +136,9 @@ def measure_group(group: str, cases: list[Case], repeats: int) -> list[Row]:
         if group in CONVOLUTIONAL and case.method != STREAM:
             plan = plans[case.name]
             row |= {"step_gflop": _operations(plan), "pictures": plan.task.spec.batch}
+        if peaks is not None and group in PUBLISHED_LANE_STEPS and case.method != STREAM:
+            plan = plans[case.name]
+            row |= beside_peaks(row, peaks, dtype_of(case.network), moved_by_step(plan, case.lanes))
         rows.append(row)
     return rows
 
@@ -129,6 +150,9 @@ def _operations(plan: Plan) -> float:
 
 
 def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
+    # On a device the clock counts, on a core its own time.
+    order = slice(None, None, -1) if group in PUBLISHED_LANE_STEPS else slice(None)
+    counted = {name: each[:, order] for name, each in times.items()}
     spent, beside = times[case.name], {c.method: c for c in cases if c.lanes == case.lanes}
     rate = spread(case.lanes * case.steps / spent[:, 0])
     row: Row = {"group": group, "method": case.method, "lanes": case.lanes, "steps": case.steps}
@@ -137,9 +161,9 @@ def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
     if published:
         row |= {"published": published, "times_published": rate.median / published}
     if BACKPROP in beside and case.method in (CBP, CONTRIBUTION):
-        row["over_backprop"] = ratio(spent, times[beside[BACKPROP].name])
+        row["over_backprop"] = ratio(counted[case.name], counted[beside[BACKPROP].name])
     if STREAM in beside and case.method != STREAM:
-        row["stream_share"] = ratio(times[beside[STREAM].name], spent)
+        row["stream_share"] = ratio(counted[beside[STREAM].name], counted[case.name])
     return row
 
 
@@ -213,8 +237,12 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     ]
     figure = [(name.replace("_", " "), f"{value:,.1f}") for name, value in (found["figure"] or {}).items()]
     peaks = [(p["what"], str(p["per_cpu_second"]), p["unit"]) for p in found["peaks"]]
-    convolutional = [_arithmetic(c, found["peaks"]) for c in found["cases"] if "step_gflop" in c]
-    note = "Over backprop: CPU time over backprop's. Stream: its share of a step's CPU time, of PPO the physics'."
+    on_one_core = [c for c in found["cases"] if "step_gflop" in c and "on_device" not in c]
+    convolutional = [_arithmetic(c, found["peaks"]) for c in on_one_core]
+    note = (
+        "Over backprop: CPU time over backprop's. Stream: its share of a step's CPU time, of PPO the physics'. Of many "
+        "lanes on one device, both are on the clock."
+    )
     every = [
         Table("Targets, for one CPU core", ("what", "target", "measured", ""), judged),
         Table(
@@ -235,6 +263,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             convolutional,
             "Random pictures of the published numbers and shapes; augmentation is part of the ResNet's steps.",
         ),
+        device_table(found["cases"], found.get("device_peaks")),
         Table(
             "The published figure of slowly-changing regression, extrapolated from the rates",
             ("one core", ""),
@@ -300,9 +329,9 @@ def _about(only: Sequence[str], data_dir: str | None, repeats: int, quick: bool)
 
 
 def _plain(value: Any) -> Any:
-    """`value` with every spread as a dictionary."""
-    if isinstance(value, Spread):
-        return value._asdict()
+    """`value` with every named tuple as a dictionary."""
+    if isinstance(value, (Spread, Peaks)):
+        return _plain(value._asdict())
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
@@ -319,7 +348,12 @@ def write(found: dict[str, Any], folder: Path) -> None:
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The command's flags; defined when it runs, so that importing this module brings none."""
     flags.DEFINE_string("out", None, "folder for benchmark.json and table.md; else only printed", flag_values=values)
-    flags.DEFINE_list("only", [], f"groups to measure: {', '.join(groups())}; by default all", flag_values=values)
+    flags.DEFINE_list(
+        "only",
+        [],
+        f"groups to measure: {', '.join([*groups(), *device_groups()])}; by default all that fit the backend",
+        flag_values=values,
+    )
     flags.DEFINE_string("data_dir", None, "where MNIST is; random images where it is not found", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "measurements of every case", flag_values=values)
     flags.DEFINE_bool("quick", False, "a moment of each, to see that everything runs", flag_values=values)

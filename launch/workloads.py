@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.device_rates import CONVNET, PPO, RESNET
 from launch.errors import InputError
 from launch.experiment import Experiment, Plan, lane_keys, resolve
 from launch.job_program import hyper_arrays, job_program
@@ -151,6 +152,23 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         "ppo_published": ant("published", 2048, 10),
         "ppo_published_wide": ant("published_wide", 2048, 10),
         "ppo_accelerator": ant("accelerator", 65_536, 1),
+    }
+
+
+def device_groups(quick: bool = False) -> dict[str, list[Case]]:
+    """Cases for an accelerator, by group: as many lanes at once as the published figures have runs, or as fit."""
+    methods = (BACKPROP, CBP, STREAM)
+
+    def pictures(task: str, network: str, lanes: int, steps: int) -> list[Case]:
+        n, steps = (2, 1) if quick else (lanes, steps)
+        return [Case(f"launch.workloads:{task}", network, method, n, steps) for method in methods]
+
+    resnet = "resnet(width=2,dtype=bfloat16)" if quick else "resnet(dtype=bfloat16)"
+    ant = [Case("ant", "", m, 2 if quick else 30, 2048 * (1 if quick else 10), "published_wide") for m in methods]
+    return {
+        CONVNET: pictures("RANDOM_PAIRS", "convnet(width=2)" if quick else "convnet", 30, 300),
+        RESNET: pictures("RANDOM_INCREMENTS", resnet, 4, 25),
+        PPO: ant,
     }
 
 
