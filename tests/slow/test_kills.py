@@ -30,8 +30,16 @@ OWN = [
     "--methods=backprop", "--seeds=3", "--lanes_per_batch=2", "--workers=1", "--steps=30000", "--checkpoint_every=1000",
     "--keep=1",
 ]  # fmt: skip
+# What changes does so 24 times, and falls inside of every stretch between two kills.
+AGENT = [
+    "--task=slippery_ant(environment=inverted_pendulum,change=gravity,environments=2,episode_length=20)",
+    "--change_every=1000", "--learner=ppo(rollout=40,epochs=2,minibatches=2,probe_every=5)",
+    "--network=actor_critic(widths=(4,))", "--bin=1000", "--chunk=200", "--seeds=2", "--lanes_per_batch=2",
+    "--methods=continual_backprop(maturity_threshold=20,replacement_rate=0.01)", "--workers=1", "--steps=24000",
+    "--checkpoint_every=1000",
+]  # fmt: skip
 # Name, flags, kills at random moments, kills inside a save.
-RUNS = [("regression", REGRESSION, 11, 2), ("images", IMAGES, 11, 2), ("own", OWN, 13, 1)]
+RUNS = [("regression", REGRESSION, 11, 2), ("images", IMAGES, 11, 2), ("own", OWN, 13, 1), ("agent", AGENT, 6, 1)]
 
 
 @pytest.fixture

@@ -141,6 +141,9 @@ def test_values_follow_from_seed_and_number_alone_and_are_log_uniform():
     assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
     quantiles = np.quantile(values, np.linspace(0, 1, 21))
     np.testing.assert_allclose((quantiles - low) / (high - low), np.linspace(0, 1, 21), atol=0.03)
+    levels = [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95]
+    published = [0.0257, 0.0314, 0.0648, 0.1995, 0.6080, 1.2468, 1.5734]  # of the 5,000 frictions of the authors' file
+    np.testing.assert_allclose(np.exp(np.quantile(values, levels)), published, rtol=0.12)
     assert task.condition(KEY, 7) == BraxEnvironment("hopper", change="friction").condition(KEY, 7)
     assert task.condition(jax.random.key(4), 7) != task.condition(KEY, 7)
     bounds = dataclasses.replace(task, low=0.5, high=0.6).condition(KEY, jnp.arange(100))
