@@ -168,7 +168,7 @@ def test_folders_that_hold_nothing_to_show_are_told(fast, tmp_path):
 def trained(tmp_path_factory):
     """Two lanes of 60 steps in one unit, on gravity that changes, a checkpoint every 10 steps."""
     folder = tmp_path_factory.mktemp("trained")
-    settings = "environments=2,episode_length=20,change=gravity,change_every=20"
+    settings = "environments=2,episode_length=10,change=gravity,change_every=20"
     asked = launch.Experiment(
         f"ant(environment={BODY},{settings})",
         "backprop",
@@ -214,7 +214,7 @@ def stepwise(trained, step, lane, reset, advance):
         key = jax.random.fold_in(key, number)
     state = reset(factor, key)
     total, lived, position = 0.0, 0, [state.pipeline_state.x.pos]
-    while lived < 20 and not state.done:
+    while lived < 10 and not state.done:
         seen = np.clip((np.asarray(state.obs) - mean) / deviation, -10, 10)
         state = advance(factor, state, network.apply(variables_of(saved, lane), seen[None])[0][0])
         total, lived = total + float(state.reward), lived + 1
