@@ -100,6 +100,7 @@ _SHOWN = (
 )
 
 
-def dtype_of(network: str) -> str:
-    """What a network of a case computes in."""
-    return "bfloat16" if "bfloat16" in network else "float32"
+def dtype_of(plan: Plan) -> str:
+    """What the network of a plan's only job computes in; without a say of its own, in that of its parameters."""
+    (job,) = plan.jobs
+    return str(getattr(job.network, "dtype", None) or "float32")

@@ -83,9 +83,9 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(float(np.median(values)), float(values.min()), float(values.max()))
 
 
-def ratio(times: np.ndarray, base: np.ndarray, scale: float = 1.0) -> Spread:
-    """CPU time over that of its neighbour `base` in the same repeat, times `scale`."""
-    return spread(scale * times[:, 0] / base[:, 0])
+def ratio(times: np.ndarray, base: np.ndarray, scale: float = 1.0, clock: bool = False) -> Spread:
+    """CPU time, or time on the clock, over that of its neighbour `base` in the same repeat, times `scale`."""
+    return spread(scale * times[:, int(clock)] / base[:, int(clock)])
 
 
 def traffic(sizes: Sequence[int], incoming: bool = False, outgoing: bool = False, itemsize: int = 4) -> Traffic:

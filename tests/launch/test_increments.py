@@ -165,6 +165,15 @@ def test_the_best_epoch_counts_where_the_task_says_so(tmp_path):
         increments([runs["m"], *runs_of(tmp_path / "other")])
 
 
+@pytest.mark.parametrize(("accuracy", "never"), [("selected", 0.0), ("best_epoch", 1.0)])
+def test_the_wait_is_for_the_accuracy_that_counts(accuracy, never, tmp_path):
+    """The reference is better on the way than at its end, which the other comes to in its last epoch."""
+    settings = {"task.accuracy": accuracy}
+    write(tmp_path, "m", FRESH, settings=settings)
+    write(tmp_path, "fresh_network", FRESH, on_the_way=1.05, settings=settings)
+    assert told(tmp_path)["m"].wait.never.value == never
+
+
 def test_other_metrics_are_the_last_of_their_increment(folder):
     found = told(folder, metric="accuracy_newest_classes")["l2"]
     np.testing.assert_allclose(found.relative, 100 * (LOST - FRESH), atol=1e-9)

@@ -190,6 +190,17 @@ def test_every_setting_of_backprop_has_its_verdict(tmp_path):
     assert lines[1].startswith("Loss of plasticity not shown at this scale: backprop, step_size=0.2")
 
 
+def test_a_verdict_says_what_else_differs(tmp_path):
+    hypers = {
+        "backprop": {"step_size": 0.1, "b1": 0.9},
+        "fresh_network": {"step_size": 0.1, "b1": 0.5, "weight_decay": 0.01},
+    }
+    for label, hyper in hypers.items():
+        write(tmp_path, label, [STEADY] * 2, hypers=(hyper,))
+    last = report(runs_of(tmp_path), Question()).splitlines()[-1]
+    assert last.endswith("They differ in more than the past: b1 0.9 and 0.5, weight_decay 0 and 0.01.")
+
+
 def test_the_text(folder):
     text = report(runs_of(folder), Question())
     row = next(line for line in text.splitlines() if line.startswith("backprop "))

@@ -36,6 +36,9 @@ def main() -> int:
                 while number % 3 == 2 and not inside and process.poll() is None:
                     time.sleep(0.001)
                     inside = saving(workdir)
+                if process.poll() is not None:
+                    print(f"ended by itself with status {process.returncode} before kill {number + 1}", file=file)
+                    return process.returncode
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 steps = [int(path.name) for path in workdir.rglob("checkpoints/*/*") if path.name.isdecimal()]

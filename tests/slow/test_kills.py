@@ -30,7 +30,7 @@ OWN = [
     "--methods=backprop", "--seeds=3", "--lanes_per_batch=2", "--workers=1", "--steps=30000", "--checkpoint_every=1000",
     "--keep=1",
 ]  # fmt: skip
-# What changes does so 24 times, and falls inside of every stretch between two kills.
+# What changes does so every 1000 of 24000 steps.
 AGENT = [
     "--task=slippery_ant(environment=inverted_pendulum,change=gravity,environments=2,episode_length=20)",
     "--change_every=1000", "--learner=ppo(rollout=40,epochs=2,minibatches=2,probe_every=5)",
