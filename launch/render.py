@@ -40,7 +40,7 @@ from launch.run_folder import METRICS, label_folders, read_meta, read_run
 from launch.states import first_good, lane_number, unit_of_lane, variables_of
 from plastic_jax.learners.ppo import Moments, deviation
 from tasks.base import Step
-from tasks.brax_environment import BraxEnvironment, brax_environment
+from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment
 
 PEAK, LAST = "peak", "last"
 STEPS = 200
@@ -160,8 +160,9 @@ def _targets(prefix: Path | str) -> list[Path]:
 
 def _task_with_bodies(plan: Plan, folder: Path) -> BraxEnvironment:
     task = plan.task
-    if not isinstance(task, BraxEnvironment):
-        raise InputError(f"{folder}: {plan.spec.name} is not of Brax, and only its environments have bodies here")
+    if not isinstance(task, BraxEnvironment) or task.environment == GYM_ANT:
+        what = plan.spec.name if not isinstance(task, BraxEnvironment) else task.environment
+        raise InputError(f"{folder}: {what} is not of Brax, and only its environments have bodies here")
     if not hasattr(brax_environment(task.environment, task.backend), "sys"):
         raise InputError(f"{folder}: Brax's environment '{task.environment}' has no bodies, so there is nothing to see")
     return task

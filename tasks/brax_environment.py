@@ -26,6 +26,9 @@ CHANGES: dict[str, tuple[float, float]] = {
 }
 """What may change, and between which values: friction itself, of all others a factor on what it was."""
 
+GYM_ANT = "gym_ant"
+"""The one environment that is not Brax's own: Gymnasium's ant, see `tasks/gym_ant.py`."""
+
 _GROUND, _RESET = 0, 1
 
 
@@ -71,7 +74,7 @@ class BraxEnvironment(Environment):
     from the seed, where the authors read it from a file with the same law.
 
     Attributes:
-        environment: Brax's name.
+        environment: Brax's name, or `gym_ant`: Gymnasium's ant, with `backend="mjx"` and friction alone to change.
         backend: its physics: `spring`, `positional`, `generalized` or, where nothing changes, `mjx`.
         environments: how many at once.
         episode_length: steps after which an episode is cut off.
@@ -114,7 +117,12 @@ class BraxEnvironment(Environment):
             raise ValueError(f"low: got {low:g}, above high, {high:g}")
         if self.change == "mass" and self.change_at == "once":
             raise ValueError("change_at: got 'once', but bodies keep their mass for an episode; allowed is episode_end")
-        if self.change != "none" and self.backend == "mjx":
+        if self.environment == GYM_ANT:
+            if self.backend != "mjx":
+                raise ValueError(f"backend: got '{self.backend}', but {GYM_ANT} is MuJoCo's; allowed is mjx")
+            if self.change not in ("none", "friction"):
+                raise ValueError(f"change: got '{self.change}'; of {GYM_ANT} allowed are none, friction")
+        elif self.change != "none" and self.backend == "mjx":
             # Brax gives the solver a single iteration: sliding distance is off by a factor of 100 on ice.
             why = {"friction": "slides wrongly: on friction 0.02 an ant comes to rest after 0.06 m instead of 8 m"}
             reason = why.get(self.change, f"has no {self.change} that can be changed while it runs")
@@ -141,7 +149,8 @@ class BraxEnvironment(Environment):
     @property
     def note(self) -> str:
         low, high = self.limits
-        about = f"Brax {self.environment} ({self.backend}), {self.environments} at once"
+        owner = "MuJoCo" if self.environment == GYM_ANT else "Brax"
+        about = f"{owner} {self.environment} ({self.backend}), {self.environments} at once"
         if self.change == "none":
             return about
         when = "at the end of an episode" if self.change_at == "episode_end" else "at once"
@@ -276,11 +285,19 @@ _NOTHING = {"episode_return": 0.0, "episode_length": 1.0}
 
 @functools.lru_cache
 def brax_environment(name: str, backend: str) -> Any:
-    """Brax's environment of that name, without wrappers.
+    """Brax's environment of that name, without wrappers, or Gymnasium's ant.
 
     Raises:
-        ValueError: Brax has none, or not with that backend.
+        ValueError: Brax has none, or not with that backend; a package is missing.
     """
+    if name == GYM_ANT:
+        try:
+            with _quiet(), jax.ensure_compile_time_eval():
+                from tasks.gym_ant import GymAnt  # takes seconds
+
+                return GymAnt()
+        except ImportError as error:
+            raise ValueError(f"environment: {name} needs gymnasium ({error}); pip install gymnasium") from None
     try:
         with _quiet():
             from brax import envs  # takes seconds
@@ -288,8 +305,8 @@ def brax_environment(name: str, backend: str) -> Any:
         raise ValueError(f"environment: {name} needs the package brax ({error}); pip install brax") from None
     known = envs._envs  # the only list there is
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(known)}"
+        close = difflib.get_close_matches(name, (*known, GYM_ANT), 1)
+        hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join((*known, GYM_ANT))}"
         raise ValueError(f"environment: Brax has no '{name}'{hint}")
     try:
         # Kept for all programs, so it must not belong to the trace of one.
