@@ -297,7 +297,8 @@ def brax_environment(name: str, backend: str) -> Any:
 
                 return GymAnt()
         except ImportError as error:
-            raise ValueError(f"environment: {name} needs gymnasium ({error}); pip install gymnasium") from None
+            what = error.name or "gymnasium"
+            raise ValueError(f"environment: {name} needs the package {what} ({error}); pip install {what}") from None
     try:
         with _quiet():
             from brax import envs  # takes seconds

@@ -10,25 +10,32 @@ from tasks import gym_ant
 from tasks.brax_environment import BraxEnvironment, brax_environment
 from tasks.gym_ant import body_file
 
-STEPS = 25
+STEPS = 18
 ANKLES = slice(8, None, 2)
+FRICTIONS = (0.05, 1.0)
 
 
-def on_mujoco(position, velocity, actions):
-    """Observations and rewards of that start and these actions, as Gym's Ant-v3 has them."""
+def on_mujoco(position, velocity, actions, friction=1.0):
+    """Observations `[step, 111]` and rewards `[step]` of that start and these actions, as Gym's Ant-v3 has them."""
     model = mujoco.MjModel.from_xml_path(str(body_file()))
+    model.geom_friction[:, 0] = friction
     data = mujoco.MjData(model)
     data.qpos, data.qvel = position, velocity
+    mujoco.mj_forward(model, data)
+    seen, earned = [], []
     for action in actions:
-        before, data.ctrl = data.qpos[0], action
+        before, data.ctrl = data.body("torso").xpos[0].copy(), action
         mujoco.mj_step(model, data, 5)
         mujoco.mj_rnePostConstraint(model, data)
         forces = np.clip(data.cfrc_ext.ravel(), -1, 1)
-        reward = (data.qpos[0] - before) / 0.05 + 1 - 0.5 * np.sum(action**2) - 5e-4 * np.sum(forces**2)
-        yield np.concatenate([data.qpos[2:], data.qvel, forces]), reward
+        along = (data.body("torso").xpos[0] - before) / 0.05
+        earned.append(along + 1 - 0.5 * np.sum(action**2) - 5e-4 * np.sum(forces**2))
+        seen.append(np.concatenate([data.qpos[2:], data.qvel, forces]))
+    return np.array(seen), np.array(earned)
 
 
-def test_an_ant_that_lands_moves_feels_and_earns_as_on_mujoco():
+def test_ants_that_land_move_feel_and_earn_as_on_mujoco_each_on_its_friction():
+    task = BraxEnvironment("gym_ant", "mjx", change="friction")
     env = brax_environment("gym_ant", "mjx")
     assert env.dt == pytest.approx(0.05)
     position, velocity = np.array(env.sys.qpos0), np.zeros(env.sys.nv)
@@ -38,41 +45,56 @@ def test_an_ant_that_lands_moves_feels_and_earns_as_on_mujoco():
 
     @jax.jit
     def played(position, velocity, actions):
-        return jax.lax.scan(lambda s, a: (lambda s: (s, s))(env.step(s, a)), env.at(position, velocity), actions)[1]
+        def of(friction):
+            env = task._changed(friction)
+            step = lambda state, action: (env.step(state, action),) * 2  # noqa: E731
+            return jax.lax.scan(step, env.at(position, velocity), actions)[1]
+
+        return jax.vmap(of)(jnp.asarray(FRICTIONS))
 
     found = played(*(jnp.asarray(each, jnp.float32) for each in (position, velocity, actions)))
-    seen, earned = map(np.array, zip(*on_mujoco(position, velocity, actions), strict=True))
-    assert found.obs.shape[1] == env.observation_size == seen.shape[1]
-    touching = np.abs(seen[:, 27:]).max(axis=1) > 0
-    assert 5 < touching.sum() < STEPS
-    np.testing.assert_allclose(found.obs, seen, atol=2e-3)
-    np.testing.assert_allclose(found.reward, earned, atol=2e-3)
+    known = [on_mujoco(position, velocity, actions, friction) for friction in FRICTIONS]
+    seen, earned = map(np.array, zip(*known, strict=True))
+    assert seen.shape[-1] == env.observation_size
+    touching = np.abs(seen[..., 27:]).max(axis=-1) > 0
+    assert np.all((touching.sum(axis=1) > 5) & ~touching[:, 0])
+    assert np.abs(seen[0] - seen[1]).max() > 0.3  # what friction does
+    np.testing.assert_allclose(found.obs, seen, atol=0.03)
+    np.testing.assert_allclose(found.reward, earned, atol=0.01)
     assert not found.done.any()
 
 
-def test_episodes_start_from_noise_of_their_own_and_end_where_the_torso_is_too_high():
+def test_episodes_start_from_noise_of_their_own_and_end_where_the_torso_is_too_low_or_too_high():
     env = brax_environment("gym_ant", "mjx")
+    heights, strong = (0.7, -5.0, 1.05), np.linspace(-1.5, 1.5, 8)
 
     @jax.jit
     def run(rng):
-        started = env.reset(rng)
-        above = env.at(started.position.at[2].set(1.05), started.velocity)
-        return started, env.step(above, jnp.zeros(8))
+        started = jax.vmap(env.reset)(rng)
+        one = jax.tree.map(lambda x: jnp.stack([x[0]] * 4), started)
+        states = one._replace(position=one.position.at[:, 2].set(jnp.array([*heights, heights[0]])))
+        actions = jnp.array([strong, strong, strong, [jnp.nan] * 8], jnp.float32)
+        return started, states, jax.vmap(env.step)(states, actions)
 
-    (one, high), (two, _) = (run(jax.random.key_data(jax.random.key(seed))) for seed in range(2))
-    moved = np.array([each.position - env.sys.qpos0 for each in (one, two)])
-    moved = np.delete(moved, slice(3, 7), axis=1)  # but the torso's direction, which has length 1
+    started, put, after = run(jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0))))
+    moved = np.delete(started.position - env.sys.qpos0, slice(3, 7), axis=1)  # but the direction, which has length 1
     assert 0.05 < np.abs(moved).max() <= gym_ant.NOISE + 1e-6
     assert not np.any(moved[0] == moved[1])
-    assert 0.05 < np.std(one.velocity) < 0.2
-    np.testing.assert_array_equal(one.obs[:27], np.concatenate([one.position[2:], one.velocity]))
-    assert (one.done, high.done) == (0, 1)
+    assert 0.05 < np.std(started.velocity) < 0.2
+    np.testing.assert_array_equal(started.obs[:, :27], np.hstack([started.position[:, 2:], started.velocity]))
+    np.testing.assert_array_equal(started.done, 0)
+    np.testing.assert_array_equal(after.done, [0, 1, 1, 0])
+    seen, earned = on_mujoco(put.position[0], put.velocity[0], [strong])  # motors clip, costs do not
+    np.testing.assert_allclose(after.obs[0], seen[0], atol=1e-3)
+    np.testing.assert_allclose(after.reward[0], earned[0], atol=1e-3)
+    still, _ = on_mujoco(put.position[0], put.velocity[0], [np.zeros(8)])
+    np.testing.assert_allclose(after.obs[3], still[0], atol=1e-3)
 
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(gym_ant.importlib.util, "find_spec", lambda name: None)
     brax_environment.cache_clear()
-    with pytest.raises(ValueError, match="environment: gym_ant needs gymnasium"):
+    with pytest.raises(ValueError, match="gym_ant needs the package gymnasium"):
         brax_environment("gym_ant", "mjx")
     brax_environment.cache_clear()
 
