@@ -79,7 +79,15 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
     units = _units(job, job.network, functools.partial(ppo_units, job.network, task.spec.input_shape[0]))
     transformation = _transformation(plan, job, job.network, units, None)
     try:
-        learner = PPO(job.network, acting(task), transformation, plan.learner, units, job.method.restart)
+        learner = PPO(
+            job.network,
+            acting(task),
+            transformation,
+            plan.learner,
+            units,
+            restart=job.method.restart,
+            restart_all=job.static.get("restart_all", True),
+        )
     except ValueError as error:
         raise InputError(f"--learner: {error}") from None
     return ppo_program(task, learner, plan.bin)

@@ -217,6 +217,7 @@ def _own_part(batch: Batch, axis_name: str | None) -> Batch:
 def continued(program: Program, carry: Carry, earlier: Carry) -> Carry:
     """A lane that goes on with the stream and the very network of `earlier`, and with all else of its own."""
     network = {name: getattr(earlier.learner, name) for name in program.handed_on}
+    network["restarts"] = jnp.ones_like(carry.learner.restarts)  # network 0 is the one with which the seed began
     return carry._replace(task=earlier.task, diverged=earlier.diverged, learner=carry.learner._replace(**network))
 
 

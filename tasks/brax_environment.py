@@ -63,7 +63,7 @@ class BraxEnvironment(Environment):
     environments together, and made in each at the end of its episode, or at once.
 
     Every episode starts from noise of its own, as `env.reset` draws it, and is over when the environment says so or
-    after `episode_length` steps.
+    after `episode_length` steps. Physics that is no longer finite ends it too, with reward 0.
 
     Measured: `episode_return` and `episode_length` of episodes that end; `condition`, the value of what
     changes; `change_delay`, the steps from when a change was due until an environment made it.
@@ -190,8 +190,11 @@ class BraxEnvironment(Environment):
     def step(self, state: BraxState, action: jax.Array, clock: jax.Array) -> tuple[BraxState, Step]:
         """One step of all environments; `clock` counts their steps together before it. Episodes end, none begins."""
         physics = jax.vmap(self._stepped)(state.physics, action, state.condition)
-        state = state._replace(physics=physics, length=state.length + 1, total=state.total + physics.reward)
-        terminated = physics.done > 0
+        sound = jnp.isfinite(physics.reward) & jnp.all(jnp.isfinite(physics.obs), axis=-1)
+        reward = jnp.where(sound, physics.reward, 0.0)
+        observation = jnp.where(sound[:, None], physics.obs, 0.0)
+        state = state._replace(physics=physics, length=state.length + 1, total=state.total + reward)
+        terminated = (physics.done > 0) | ~sound
         truncated = (state.length >= self.episode_length) & ~terminated
         ended = terminated | truncated
         number = jnp.sum(ended, dtype=jnp.float32)
@@ -208,7 +211,7 @@ class BraxEnvironment(Environment):
                 "change_delay": (jnp.sum(late, dtype=jnp.float32), jnp.sum(changed, dtype=jnp.float32)),
             }
         renews = jnp.any(ended | changed)
-        return state, Step(physics.reward, physics.obs, terminated, truncated, renews, seen)
+        return state, Step(reward, observation, terminated, truncated, renews, seen)
 
     def renew(self, state: BraxState, step: Step, clock: jax.Array) -> BraxState:
         """A new episode where one has ended, and the value of what changes as it is from now on."""

@@ -155,6 +155,9 @@ class PPOSettings:
             raise ValueError(f"max_gradient_norm: got {norm!r}, allowed are numbers above 0")
         if self.rollout % self.minibatches:
             raise ValueError(f"rollout: {self.rollout} steps do not divide into {self.minibatches} minibatches")
+        samples = {"rollout": self.rollout, "minibatch": self.rollout // self.minibatches}
+        if samples.get(self.normalise_advantages) == 1:
+            raise ValueError("normalise_advantages: over one step there is no deviation; allowed is none")
 
     @property
     def updates(self) -> int:
@@ -184,7 +187,8 @@ class PPO:
         transformation: `(hyper, key) -> optax transformation`; called inside the compiled step.
         settings: how it learns.
         units: the unit graph of `ppo_units`, for methods and diagnostics that look at hidden units; `None` without.
-        restart: begin every task with a new network and a new optimizer state (the fresh-network control).
+        restart: begin every task with a new network (the fresh-network control).
+        restart_all: whether a restart also begins the optimizer's state and the running moments.
 
     Raises:
         ValueError: `rollout` is not a multiple of the number of environments.
@@ -196,6 +200,7 @@ class PPO:
     settings: PPOSettings = PPOSettings()
     units: UnitGraph | None = None
     restart: bool = False
+    restart_all: bool = True
 
     def __post_init__(self) -> None:
         if self.settings.rollout % self.environments.number:
@@ -208,8 +213,6 @@ class PPO:
         restarts = jnp.zeros([], jnp.int32)
         params = self._fresh(params_key, restarts)
         optimizer = self.transformation(hyper, method_key).init(params)
-        size, number = self.environments.observation_size, self.environments.number
-        normalised = self.settings.normalise_rewards
         return PPOState(
             params,
             optimizer,
@@ -217,10 +220,8 @@ class PPO:
             method_key,
             policy_key,
             restarts,
-            jnp.zeros((min(RECENT, self.settings.rollout), size)),
-            no_moments((size,)) if self.settings.normalise_observations else None,
-            no_moments(()) if normalised else None,
-            jnp.zeros(number) if normalised else None,
+            jnp.zeros((min(RECENT, self.settings.rollout), self.environments.observation_size)),
+            **self._no_moments(),
         )
 
     def step(
@@ -417,10 +418,23 @@ class PPO:
 
         def restarted() -> PPOState:
             params = self._fresh(state.params_key, state.restarts)
+            begun = state._replace(params=params, restarts=state.restarts + 1)
+            if not self.restart_all:
+                return begun
             optimizer = self.transformation(hyper, state.method_key).init(params)
-            return state._replace(params=params, optimizer=optimizer, restarts=state.restarts + 1)
+            return begun._replace(optimizer=optimizer, **self._no_moments())
 
         return jax.lax.cond(boundary, restarted, lambda: state)
+
+    def _no_moments(self) -> dict[str, Any]:
+        """What of the state runs along with observations and rewards, before there are any."""
+        size, number = self.environments.observation_size, self.environments.number
+        rewards = self.settings.normalise_rewards
+        return {
+            "observations": no_moments((size,)) if self.settings.normalise_observations else None,
+            "rewards": no_moments(()) if rewards else None,
+            "discounted": jnp.zeros(number) if rewards else None,
+        }
 
     def _seen(self, state: PPOState, x: jax.Array) -> jax.Array:
         """Observations as the network sees them."""
@@ -481,8 +495,12 @@ def advantages(
 
 
 def standardised(x: jax.Array) -> jax.Array:
-    """`(x - mean) / std`, with the unbiased deviation (n - 1), over all elements; 0 where all are equal."""
-    return (x - jnp.mean(x)) / jnp.maximum(jnp.std(x, ddof=1), 1e-8)
+    """`(x - mean) / std`, with the unbiased deviation (n - 1), over all elements; close to 0 where all are equal.
+
+    Where all are equal, their mean is rounded, and so is the deviation: it is taken to be at least `1e-5 max |x|`.
+    """
+    least = 1e-5 * jnp.max(jnp.abs(x)) + 1e-8
+    return (x - jnp.mean(x)) / jnp.maximum(jnp.std(x, ddof=1), least)
 
 
 def gaussian_log_probability(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:

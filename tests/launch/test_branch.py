@@ -67,6 +67,10 @@ def test_all_of_the_network_is_taken_over_and_nothing_of_the_optimizer(source):
     assert lane.learner.params is earlier.learner.params and lane.learner.variables is earlier.learner.variables
     assert lane.task is earlier.task and lane.diverged is earlier.diverged
     assert lane.learner.optimizer is own.learner.optimizer and lane.learner.method_key is own.learner.method_key
+    assert (int(own.learner.restarts), int(lane.learner.restarts)) == (
+        0,
+        1,
+    )  # the seed's first network is not drawn twice
 
 
 def test_lanes_are_paired_by_seed_whatever_the_order_and_the_number(source):

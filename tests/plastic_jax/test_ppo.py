@@ -104,7 +104,7 @@ def answers(agent, state, *seen):
     return np.asarray(mean[:, 0]), np.asarray(value)
 
 
-# -- one-step environments with known answers
+# -- five environments with known answers, of one step or two
 
 
 def test_value_of_a_constant_reward():
@@ -239,21 +239,43 @@ def test_observations_and_rewards_are_normalised_by_what_came_so_far():
     settings = dataclasses.replace(SETTINGS, normalise_observations=True, normalise_rewards=True)
     agent = learner(there, settings)
     state = agent.init(KEY, KEY, KEY, HYPER)
-    seen, totals, discounted = [], [], np.zeros(8)
+    rollouts = []
     for clock in (0, 64):
         world, rollout, _ = agent.collect(state, world, HYPER, jnp.int32(clock))
+        ended = rollout.terminated | rollout.truncated
+        if clock:  # one of each far beyond ten deviations, the reward at the end of an episode
+            end = int(np.argmax(ended[:, 0]))
+            far = rollout.next_observation.at[4, 0].set(1e6)
+            rollout = rollout._replace(reward=rollout.reward.at[end, 0].set(1e6), next_observation=far)
+        rollouts.append(rollout)
         state, samples = agent.samples(state, rollout, HYPER)
-        if clock:  # by what came before this rollout, as its actions were chosen
-            expected = np.clip((np.asarray(rollout.observation) - np.mean(seen)) / np.std(seen), -10, 10)
-            np.testing.assert_allclose(samples.observation, expected.reshape(-1, 1), rtol=1e-3, atol=1e-3)
-        seen += list(np.asarray(rollout.observation).ravel())
-        for reward, ended in zip(rollout.reward, rollout.terminated | rollout.truncated, strict=True):
-            discounted = 0.9 * discounted + np.asarray(reward)
-            totals += list(discounted)
-            discounted = np.where(ended, 0, discounted)
+
+    totals, discounted = [], np.zeros(8)
+    for reward, over in ((r, o) for each in rollouts for r, o in zip(each.reward, each.truncated, strict=True)):
+        discounted = 0.9 * discounted + np.asarray(reward)
+        totals += list(discounted)
+        discounted = np.where(over, 0, discounted)
+    seen = np.concatenate([each.observation.ravel() for each in rollouts])
     np.testing.assert_allclose(state.observations.mean, [np.mean(seen)], rtol=1e-4)
     np.testing.assert_allclose(module.deviation(state.observations), [np.std(seen)], rtol=1e-4)
     np.testing.assert_allclose(module.deviation(state.rewards), np.std(totals), rtol=1e-4)
+
+    earlier = seen[:64]  # what came before the second rollout, as its actions were chosen
+    x, led = (
+        np.clip((np.asarray(each).reshape(-1, 1) - np.mean(earlier)) / np.std(earlier), -10, 10)
+        for each in (rollout.observation, rollout.next_observation)
+    )
+    assert led.max() == 10
+    np.testing.assert_allclose(samples.observation, x, rtol=1e-3, atol=1e-3)
+    mean, log_std, value = agent.network.apply({"params": state.params}, x)
+    known = module.gaussian_log_probability(samples.action, mean, log_std)
+    np.testing.assert_allclose(samples.log_probability, known, rtol=1e-3, atol=1e-3)
+    reward = rollout.reward / np.std(totals)
+    assert reward.max() > 10
+    following = agent.network.apply({"params": state.params}, led)[2]
+    values = value.reshape(8, 8), following.reshape(8, 8)
+    found = advantages(jnp.clip(reward, -10, 10), *values, rollout.terminated, ended, 0.9, 0.95)
+    np.testing.assert_allclose(samples.target, found.reshape(-1) + value, rtol=1e-3, atol=1e-3)
 
 
 def test_large_gradients_are_scaled_down_and_step_sizes_fall():
@@ -294,12 +316,42 @@ def test_a_fresh_network_begins_anew_with_a_task_and_else_goes_on():
     assert small["weight_change"][0] > 0 and large["weight_change"][0] > 0
 
 
-def test_probe_looks_at_the_last_observations():
+def test_a_fresh_network_begins_its_optimizer_and_moments_anew_or_keeps_them():
+    there, world = environments(lambda x, a: x, start=signs)
+    settings = dataclasses.replace(SETTINGS, normalise_observations=True, normalise_rewards=True)
+    for everything in (True, False):
+        agent = learner(there, settings, restart=True, restart_all=everything)
+        step = jax.jit(agent.step)
+        state, now, _ = step(agent.init(KEY, KEY, KEY, HYPER), world, HYPER, jnp.int32(0), jnp.ones([], bool))
+        anew, _, _ = step(state, now, HYPER, jnp.int32(64), jnp.ones([], bool))
+        rollouts = 1 if everything else 2
+        assert (float(anew.observations.number), float(anew.rewards.number)) == (64 * rollouts, 64 * rollouts)
+        assert np.all(np.asarray(jax.tree.leaves(anew.optimizer.count)[0]) == 16 * rollouts)
+        assert int(anew.restarts) == 2
+
+
+def test_equal_advantages_are_not_blown_up():
+    for value in (0.1, 7.3, 333.3):
+        assert np.abs(standardised(jnp.full(2048, value))).max() < 0.05
+    one = jnp.array([1.0, 2.0, 4.0])
+    np.testing.assert_allclose(standardised(one), (np.array(one) - 7 / 3) / np.std(one, ddof=1), rtol=1e-6)
+    for wrong in (
+        {"rollout": 16, "minibatches": 16, "normalise_advantages": "minibatch"},
+        {"rollout": 1, "minibatches": 1},
+    ):
+        with pytest.raises(ValueError, match="normalise_advantages: over one step"):
+            PPOSettings(**wrong)
+
+
+def test_probe_looks_at_the_last_observations(monkeypatch):
+    monkeypatch.setattr(module, "RECENT", 24)
     there, world = environments(lambda x, a: a, steps=3, start=signs)
     network = ActorCritic(1, (32, 16))
     agent = PPO(network, there, lambda hyper, key: adam(1e-3), SETTINGS, ppo_units(network, 1))
-    state, _, _ = agent.step(agent.init(KEY, KEY, KEY, HYPER), world, HYPER, jnp.int32(0), jnp.zeros([], bool))
-    assert state.recent.shape == (64, 1)
+    before = agent.init(KEY, KEY, KEY, HYPER)
+    state, _, _ = agent.step(before, world, HYPER, jnp.int32(0), jnp.zeros([], bool))
+    _, rollout, _ = agent.collect(before, world, HYPER, jnp.int32(0))
+    np.testing.assert_array_equal(state.recent, rollout.observation.reshape(-1, 1)[-24:])
     seen = agent.probe(state)
     _, features = agent.units.apply(state.params, state.recent)
     shares = [np.mean(np.asarray(features[f"policy/Dense_{i}"]) > 0, axis=0) for i in (0, 1)]

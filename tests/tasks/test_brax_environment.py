@@ -134,6 +134,21 @@ def test_what_changes_changes_for_all_that_follows_when_it_is_due(counting, chan
     assert seen_in(given, "condition")[0] == pytest.approx(states.condition.mean())
 
 
+def test_an_episode_whose_physics_breaks_is_over_and_earns_nothing(counting, monkeypatch):
+    class Breaking(Counting):
+        def step(self, state, action):
+            after = super().step(state, action)
+            broken = after.obs[1] == 3
+            return after._replace(obs=after.obs.at[0].set(jnp.where(broken, jnp.nan, after.obs[0])))
+
+    env = Breaking()
+    monkeypatch.setattr(module, "brax_environment", lambda name, backend: env)
+    states, given = played(counting(change="none"), 12)
+    assert np.all(given.terminated == (np.arange(12) % 3 == 2)[:, None])
+    np.testing.assert_array_equal(given.reward[:3, 0], [1, 1, 0])
+    assert all(np.isfinite(each).all() for each in (given.observation, given.reward, states.physics.obs, states.total))
+
+
 def test_values_follow_from_seed_and_number_alone_and_are_log_uniform():
     task = BraxEnvironment(change="friction")
     values = np.log(np.asarray(task.condition(KEY, jnp.arange(4000))))
