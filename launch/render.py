@@ -160,9 +160,10 @@ def _targets(prefix: Path | str) -> list[Path]:
 
 def _task_with_bodies(plan: Plan, folder: Path) -> BraxEnvironment:
     task = plan.task
-    if not isinstance(task, BraxEnvironment) or task.environment == GYM_ANT:
-        what = plan.spec.name if not isinstance(task, BraxEnvironment) else task.environment
-        raise InputError(f"{folder}: {what} is not of Brax, and only its environments have bodies here")
+    if not isinstance(task, BraxEnvironment):
+        raise InputError(f"{folder}: {plan.spec.name} is not of Brax, and only its environments have bodies here")
+    if task.environment == GYM_ANT:
+        raise InputError(f"{folder}: {GYM_ANT} is MuJoCo's, and only Brax's environments have bodies here")
     if not hasattr(brax_environment(task.environment, task.backend), "sys"):
         raise InputError(f"{folder}: Brax's environment '{task.environment}' has no bodies, so there is nothing to see")
     return task

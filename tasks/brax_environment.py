@@ -188,7 +188,11 @@ class BraxEnvironment(Environment):
         return state.physics.obs
 
     def step(self, state: BraxState, action: jax.Array, clock: jax.Array) -> tuple[BraxState, Step]:
-        """One step of all environments; `clock` counts their steps together before it. Episodes end, none begins."""
+        """One step of all environments; `clock` counts their steps together before it. Episodes end, none begins.
+
+        An action that is not finite moves nothing, so that a lane that has diverged does not end an episode a step.
+        """
+        action = jnp.where(jnp.all(jnp.isfinite(action), axis=-1, keepdims=True), action, 0.0)
         physics = jax.vmap(self._stepped)(state.physics, action, state.condition)
         sound = jnp.isfinite(physics.reward) & jnp.all(jnp.isfinite(physics.obs), axis=-1)
         reward = jnp.where(sound, physics.reward, 0.0)

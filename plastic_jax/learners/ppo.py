@@ -221,7 +221,7 @@ class PPO:
             policy_key,
             restarts,
             jnp.zeros((min(RECENT, self.settings.rollout), self.environments.observation_size)),
-            **self._no_moments(),
+            **self._empty_moments(),
         )
 
     def step(
@@ -422,11 +422,11 @@ class PPO:
             if not self.restart_all:
                 return begun
             optimizer = self.transformation(hyper, state.method_key).init(params)
-            return begun._replace(optimizer=optimizer, **self._no_moments())
+            return begun._replace(optimizer=optimizer, **self._empty_moments())
 
         return jax.lax.cond(boundary, restarted, lambda: state)
 
-    def _no_moments(self) -> dict[str, Any]:
+    def _empty_moments(self) -> dict[str, Any]:
         """What of the state runs along with observations and rewards, before there are any."""
         size, number = self.environments.observation_size, self.environments.number
         rewards = self.settings.normalise_rewards

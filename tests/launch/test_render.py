@@ -156,6 +156,9 @@ def test_folders_that_hold_nothing_to_show_are_told(fast, tmp_path):
     (fast / "render_peak_last.gif").touch()
     with pytest.raises(InputError, match=r"render_peak_last\.gif is there already; nothing is overwritten"):
         render(fast)
+    gym = told(tmp_path / "gym", "ant(environment=gym_ant,backend=mjx)", **{"learner.rollout": 10, "bin": 10})
+    with pytest.raises(InputError, match="gym_ant is MuJoCo's, and only Brax's environments have bodies here"):
+        render(gym)
     bare = told(tmp_path / "bare", f"ant(environment={BODY})", **{"learner.rollout": 10, "bin": 10})
     with pytest.raises(InputError, match="unit holds no good checkpoint"):
         render(bare)

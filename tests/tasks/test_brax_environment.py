@@ -149,6 +149,20 @@ def test_an_episode_whose_physics_breaks_is_over_and_earns_nothing(counting, mon
     assert all(np.isfinite(each).all() for each in (given.observation, given.reward, states.physics.obs, states.total))
 
 
+def test_an_action_that_is_no_number_moves_nothing(counting, monkeypatch):
+    class Pushed(Counting):
+        def step(self, state, action):
+            after = super().step(state, action)
+            return after._replace(obs=after.obs.at[0].add(action[0]))
+
+    monkeypatch.setattr(module, "brax_environment", lambda name, backend: Pushed())
+    task = counting(change="none")
+    state = task.init(KEY, ())
+    after, given = task.step(state, jnp.array([[jnp.nan], [1.0], [jnp.inf]]), jnp.int32(0))
+    np.testing.assert_allclose(after.physics.obs[:, 0] - state.physics.obs[:, 0], [0, 1, 0], atol=1e-6)
+    assert not given.terminated.any()
+
+
 def test_values_follow_from_seed_and_number_alone_and_are_log_uniform():
     task = BraxEnvironment(change="friction")
     values = np.log(np.asarray(task.condition(KEY, jnp.arange(4000))))

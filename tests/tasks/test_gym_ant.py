@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tasks import gym_ant
-from tasks.brax_environment import BraxEnvironment, brax_environment
+from tasks.brax_environment import BraxEnvironment, BraxState, brax_environment
 from tasks.gym_ant import body_file
 
 STEPS = 18
@@ -65,7 +65,7 @@ def test_ants_that_land_move_feel_and_earn_as_on_mujoco_each_on_its_friction():
 
 
 def test_episodes_start_from_noise_of_their_own_and_end_where_the_torso_is_too_low_or_too_high():
-    env = brax_environment("gym_ant", "mjx")
+    env, task = brax_environment("gym_ant", "mjx"), BraxEnvironment("gym_ant", "mjx", environments=4)
     heights, strong = (0.7, -5.0, 1.05), np.linspace(-1.5, 1.5, 8)
 
     @jax.jit
@@ -74,7 +74,9 @@ def test_episodes_start_from_noise_of_their_own_and_end_where_the_torso_is_too_l
         one = jax.tree.map(lambda x: jnp.stack([x[0]] * 4), started)
         states = one._replace(position=one.position.at[:, 2].set(jnp.array([*heights, heights[0]])))
         actions = jnp.array([strong, strong, strong, [jnp.nan] * 8], jnp.float32)
-        return started, states, jax.vmap(env.step)(states, actions)
+        none = jnp.zeros(4, jnp.int32)
+        world = BraxState(jax.random.key(0), states, jnp.ones(4), none, none, none, jnp.zeros(4))
+        return started, states, task.step(world, actions, jnp.int32(0))[0].physics
 
     started, put, after = run(jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0))))
     moved = np.delete(started.position - env.sys.qpos0, slice(3, 7), axis=1)  # but the direction, which has length 1
