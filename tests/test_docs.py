@@ -18,8 +18,12 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from absl import flags
 
 import plastic_jax
+from launch import train
+from launch.experiment import resolve
+from launch.syntax import parse_methods
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -28,6 +32,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(plastic_jax.__path__,
 PAGES = [
     path for path in sorted(DOCS.rglob("*.md")) if "```python\n" in path.read_text() and path.stem != "architecture"
 ]
+WITHOUT_DATA = ("slowly_changing_regression", "ant", "slippery_ant")
 
 RUN = """
 import sys
@@ -160,6 +165,32 @@ def test_code_of_the_pages_runs(page):
     shown = re.findall(r"^```text\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     for text in shown:
         assert text in printed.getvalue()
+
+
+def train_commands():
+    """Every whole `launch.train` of the pages' shell blocks; those that go on from a run want that run."""
+    found = []
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for command in re.findall(r"^python -m launch\.train ((?:[^\n]*\\\n)*[^\n]*)", block, re.MULTILINE):
+                if "..." not in command and "--branch_from" not in command:
+                    found.append(pytest.param(command, id=f"{page.name}: {command[:60]}"))
+    return found
+
+
+@pytest.mark.parametrize("command", train_commands())
+def test_training_commands_of_the_pages_are_understood(command):
+    # What the shell makes of it: quotes and continued lines too.
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
+    ).stdout
+    values = flags.FlagValues()
+    train.define_flags(values)
+    values(["launch.train", *words.split("\0")[:-1]])
+    experiment = train.from_flags(values)
+    parse_methods(experiment.methods)
+    if experiment.task.startswith(WITHOUT_DATA):
+        assert resolve(experiment).jobs
 
 
 @pytest.mark.parametrize("name", MODULES)
