@@ -17,6 +17,7 @@ from launch.methods import METHODS, Choice, MethodSpec, Number
 from launch.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_method, find_task
 from launch.syntax import Call
 from launch.texts import size_text, time_text
+from tasks.base import Environment
 
 
 def everything() -> str:
@@ -73,8 +74,10 @@ def plan(plan: Plan) -> str:
     """Programs, lanes, memory, compilations and estimated time of an experiment; nothing is compiled."""
     backend = jax.default_backend()
     data = sum(leaf.nbytes for leaf in jax.tree.leaves(load_data(plan)))
-    tasks = len(plan.task.schedule.starts_until(plan.steps)) - 1
-    lines = [f"{plan.spec.name}: {plan.steps} steps, {tasks:g} tasks, bins of {plan.bin}; data {size_text(data)}"]
+    tasks = f"{len(plan.task.schedule.starts_until(plan.steps)) - 1} tasks, "
+    if isinstance(plan.task, Environment) and not plan.task.changes:
+        tasks = ""
+    lines = [f"{plan.spec.name}: {plan.steps} steps, {tasks}bins of {plan.bin}; data {size_text(data)}"]
     total = 0.0
     for job in plan.jobs:
         units = units_of(plan, job, backend)

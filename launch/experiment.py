@@ -16,10 +16,9 @@ from launch.methods import MethodSpec
 from launch.registry import TaskSpec, find_learner, find_method, find_network, find_task
 from launch.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
 from plastic_jax.learners.ppo import PPOSettings
-from tasks.base import Environment, Task
+from tasks.base import MOST_STEPS, Environment, Task
 
 MOST_LANES = 1_000_000
-MOST_STEPS = 2**31 - 1
 SHORT_GRID = 5  # steps between evaluations, below which a run is told to be slow
 
 
@@ -178,7 +177,7 @@ def resolve(experiment: Experiment) -> Plan:
         spec, parse_call("--learner", experiment.learner) if experiment.learner else None, experiment.preset
     )
     stride = _stride(learner)
-    steps = _whole(_length(experiment, spec, task), stride)
+    steps = _length(experiment, spec, task, stride)
     bin_size = (spec.bin or _finest_period(task)) if experiment.bin is None else experiment.bin
     if bin_size < 1:
         raise InputError(f"--bin: {bin_size} is not a positive number of steps")
@@ -238,6 +237,11 @@ def warnings(plan: Plan) -> list[str]:
                 f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
                 f"{max(numbers):g} is not below the {updates} {word} of the run"
             )
+    every = plan.task.schedule.change_every
+    if isinstance(plan.task, Environment) and plan.task.changes and plan.steps <= every:
+        lines.append(
+            f"{plan.spec.name}: nothing changes in {plan.steps} steps; the first change is due at step {every}"
+        )
     grid, starts = _finest_period(plan.task), plan.task.schedule.starts
     if starts is not None and grid < SHORT_GRID and plan.experiment.bin is None:
         lines.append(
@@ -260,7 +264,8 @@ def _finest_period(task: Task | Environment) -> int:
     return task.schedule.evaluate_every or task.schedule.change_every
 
 
-def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment) -> int:
+def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment, stride: int) -> int:
+    """Steps of the run, a multiple of the stride."""
     if experiment.steps is not None and experiment.tasks is not None:
         raise InputError("--steps and --tasks: give one of them")
     for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
@@ -268,14 +273,17 @@ def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment) ->
             raise InputError(f"{flag}: {value} is not a positive whole number")
     schedule = task.schedule
     tasks = schedule.steps_of(experiment.tasks) if experiment.tasks else None
-    steps = experiment.steps or tasks or min(spec.default_steps or MOST_STEPS, schedule.length or MOST_STEPS)
+    most = MOST_STEPS // stride * stride
+    steps = experiment.steps or tasks or min(spec.default_steps or most, schedule.length or most)
     if schedule.length is not None and steps > schedule.length:
         flag = f"--tasks: {experiment.tasks}" if experiment.tasks else f"--steps: {steps}"
         number = len(schedule.starts_until(schedule.length)) - 1
         raise InputError(f"{flag} is beyond the {number} tasks, {schedule.length} steps, that {spec.name} has here")
-    if steps > MOST_STEPS:
-        raise InputError(f"--steps: {steps} is beyond {MOST_STEPS}, the largest step number")
-    return steps
+    whole = _whole(steps, stride)
+    if whole > MOST_STEPS:
+        rounded = f", rounded up to {whole}," if whole > steps else ""
+        raise InputError(f"--steps: {steps}{rounded} is beyond {MOST_STEPS}, the largest step number")
+    return whole
 
 
 def _job(experiment: Experiment, spec: TaskSpec, task: Task | Environment, entry: Entry) -> Job:

@@ -75,6 +75,10 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
 def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
     task = plan.task
     assert isinstance(task, Environment) and plan.learner is not None and axis_name is None
+    if len(task.spec.input_shape) != 1:
+        raise InputError(
+            f"--task: {plan.spec.name} has observations {task.spec.input_shape}; PPO takes those of one axis"
+        )
     _parameters(plan, job)
     units = _units(job, job.network, functools.partial(ppo_units, job.network, task.spec.input_shape[0]))
     transformation = _transformation(plan, job, job.network, units, None)

@@ -256,7 +256,13 @@ def episode(
     )
     over = np.flatnonzero(ended)
     lived = int(over[0]) + 1 if len(over) else len(ended)
-    return Episode(Moves(position[: lived + 1], rotation[: lived + 1]), reward[:lived])
+    return Episode(_finite(Moves(position[: lived + 1], rotation[: lived + 1])), reward[:lived])
+
+
+def _finite(moves: Moves) -> Moves:
+    """The moves; where an episode ended because physics broke, its last frame is the one before."""
+    broken = not all(np.isfinite(each[-1]).all() for each in moves)
+    return Moves(*(np.concatenate([each[:-1], each[-2:-1]]) for each in moves)) if broken else moves
 
 
 @functools.lru_cache(maxsize=2)

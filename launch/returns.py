@@ -4,7 +4,8 @@ python -m launch.returns DIR... [--metric=episode_return] [--window=0.05] [--ref
                                 [--format=text|markdown|latex]
 
 Every lane has a peak of its own: the highest mean over `--window` of the run, wherever that lies; its final return is
-the mean over the last `--window`. A lane has collapsed where the final return is below half of its peak.
+the mean over the last `--window`. A window is at least as long as an episode of every environment. A lane has collapsed
+where the final return is below half of its peak.
 
 Read the drop with care: a peak is the best of many noisy means, so it lies above what it estimates, the more so the
 smaller the window and the longer the run; and where the ground changes, a return falls on ice for a fresh network as
@@ -21,7 +22,7 @@ from launch.cli import run_cli
 from launch.compare import FORMATS, HEADINGS, Row, by_seed, comparable, matched, paired_row, rendered
 from launch.curves import Curve, checked_metrics, curves, metric_style
 from launch.errors import InputError, unknown
-from launch.learned import NOT_SHOWN, SHOWN, Shown, range_of, verdict_text
+from launch.learned import NOT_SHOWN, SHOWN, Shown, range_of, unequal_numbers, verdict_text
 from launch.run_folder import Run, read_runs
 from launch.selection import warn_of_tuning
 from launch.statistics import INTERVALS, late_bins, late_mean, paired_difference
@@ -71,21 +72,30 @@ def returns(runs: Sequence[Run], metric: str = METRIC, window: float = 0.05) -> 
 
 
 def _returns(curve: Curve, metric: str, window: float) -> Returns:
-    values = curve.run.metrics[metric][curve.lanes]
-    late = late_bins(values.shape[1], window)
-    means = np.stack([_mean(values[:, first : first + late.stop - late.start]) for first in range(late.start + 1)], 1)
+    values, count = curve.run.metrics[metric][curve.lanes], curve.run.count
+    late = late_bins(len(count), window)
+    width = min(max(late.stop - late.start, _bins_of_an_episode(curve.run)), len(count))
+    parts = [slice(first, first + width) for first in range(len(count) - width + 1)]
+    means = np.stack([_mean(values[:, part], count[part]) for part in parts], axis=1)
     if not np.isfinite(means[:, -1]).all():
         raise InputError(f"{curve.name}: no episode ended in the last {window:g} of the run; widen --window")
     peak = np.nanargmax(means, axis=1)
     best = means[np.arange(len(means)), peak]
-    return Returns(curve, best, curve.run.step[peak + late.stop - late.start - 1], means[:, -1])
+    return Returns(curve, best, curve.run.step[peak + width - 1], means[:, -1])
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the bins in which episodes ended; NaN without any."""
-    present = np.isfinite(values)
+def _bins_of_an_episode(run: Run) -> int:
+    """Bins in which every environment ends an episode: those that never fall end all at once, and seldom."""
+    settings = run.meta["settings"]
+    steps = settings.get("task.environments", 0) * settings.get("task.episode_length", 0)
+    return -(-steps // int(run.count[0]))
+
+
+def _mean(values: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Over the bins in which episodes ended, each weighed by its steps; NaN without any."""
+    weight = np.isfinite(values) * count
     with np.errstate(invalid="ignore"):
-        return np.where(present, values, 0.0).sum(axis=1) / present.sum(axis=1)
+        return (np.where(weight > 0, values, 0.0) * weight).sum(axis=1) / weight.sum(axis=1)
 
 
 def differences(runs: Sequence[Run], reference: str, metric: str = METRIC, window: float = 0.05) -> list[Row]:
@@ -148,12 +158,14 @@ def _about(window: float, interval: str) -> str:
 
 
 def _verdicts(runs: Sequence[Run], metric: str) -> list[str]:
-    """A line for every plain method that has a fresh network beside it."""
+    """A line for every method that has a fresh network beside it and is plain, or differs from it in the past alone."""
     fresh = next((run for run in runs if run.label == FRESH and metric in run.metrics), None)
     lines = []
     for run in runs:
-        if fresh is not None and run.label in PLAIN and metric in run.metrics:
+        if fresh is not None and run is not fresh and metric in run.metrics:
             for one, other in matched(run, fresh):
+                if run.label not in PLAIN and unequal_numbers(one, other):
+                    continue
                 x, y = (late_mean(curve.run, metric, LATE)[curve.lanes] for curve in (one, other))
                 late = paired_difference(*by_seed(one, other, x, y), "higher")
                 judged = Shown(late.mean, late.low, late.high, SHOWN if late.high < 0 else NOT_SHOWN)

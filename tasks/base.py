@@ -7,6 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+MOST_STEPS = 2**31 - 1
+"""The largest number of a step: clocks are int32."""
+
 
 class Batch(NamedTuple):
     """What the learner is shown at one step.
@@ -239,6 +242,8 @@ def check_fields(
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
+        if value > MOST_STEPS:
+            raise ValueError(f"{name}: got {value}, allowed are integers up to {MOST_STEPS}")
     for name in switches:
         if not isinstance(getattr(task, name), bool):
             raise ValueError(f"{name}: got {getattr(task, name)!r}, allowed are True and False")

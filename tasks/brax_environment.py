@@ -112,6 +112,8 @@ class BraxEnvironment(Environment):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < math.inf):
                 raise ValueError(f"{name}: got {value!r}, {self.change} must be above 0")
+            if value is not None and self.change == "none":
+                raise ValueError(f"{name}: got {value!r}, but nothing changes; give change=friction or another too")
         low, high = self.limits
         if low > high:
             raise ValueError(f"low: got {low:g}, above high, {high:g}")
@@ -140,7 +142,7 @@ class BraxEnvironment(Environment):
         if self.changes and not hasattr(env, "sys"):
             raise ValueError(f"change: got '{self.change}', but {self.environment} has no bodies; allowed is none")
         # A lane that has diverged counts as one that earns nothing. Effort costs, so a bad policy may earn less.
-        return ControlSpec((int(env.observation_size),), int(env.action_size), self.environments, _NOTHING)
+        return ControlSpec(_observation_shape(env), int(env.action_size), self.environments, _NOTHING)
 
     @property
     def schedule(self) -> Schedule:
@@ -319,9 +321,20 @@ def brax_environment(name: str, backend: str) -> Any:
     try:
         # Kept for all programs, so it must not belong to the trace of one.
         with _quiet(), jax.ensure_compile_time_eval():
-            return envs.get_environment(name, backend=backend)
+            env = envs.get_environment(name, backend=backend)
+        # Some can be made and not be used, where they call what is no longer in JAX.
+        action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        jax.eval_shape(lambda key, action: env.step(env.reset(key), action), key, action)
+        return env
     except Exception as error:  # noqa: BLE001 -- whatever an environment says to a backend it was not made for
         raise ValueError(f"backend: '{backend}' does not do for {name}: {' '.join(str(error).split())[:200]}") from None
+
+
+@functools.lru_cache
+def _observation_shape(env: Any) -> tuple[int, ...]:
+    """Its own `observation_size` computes a whole reset, one operation after the other: seconds."""
+    return jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))).obs.shape
 
 
 @contextlib.contextmanager
@@ -329,7 +342,14 @@ def _quiet() -> Iterator[None]:
     """Without what Brax and its packages print and warn of, which nobody who uses an environment can mend."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        import mujoco  # of Brax; its own warnings go to the terminal and to a file in the working directory
+
+        told = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(told)
 
 
 def _strong(tree: Any) -> Any:

@@ -20,6 +20,9 @@ from plastic_jax.units.trace import trace_units
 RECENT = 1000
 """Steps that the diagnostics look at, as published."""
 
+MOST_STEPS = 2**31 - 1
+"""The largest number of a step: clocks are int32."""
+
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """Per name, the sum and the number of what was measured, 0-d float32."""
 
@@ -85,7 +88,7 @@ class PPOState(NamedTuple):
         method_key: typed key of the method's own draws.
         policy_key: typed key of actions and minibatches.
         restarts: int32 scalar, how often a new task has begun.
-        recent: `[RECENT or fewer, observation_size]`, the last observations.
+        recent: `[RECENT, observation_size]`, the last observations; NaN before there are as many.
         observations: moments of each observation, `[observation_size]`; `None` where they are not normalised.
         rewards: moments of the discounted sum of rewards, 0-d; `None` where they are not normalised.
         discounted: `[E]`, that sum in every environment; `None` likewise.
@@ -142,6 +145,10 @@ class PPOSettings:
             whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
             if not whole and (name, value) != ("decay_steps", None):
                 raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
+            steps = value * self.rollout if whole and name == "probe_every" else value
+            if whole and steps > MOST_STEPS:
+                told = f", which are {steps} steps" if name == "probe_every" else ""
+                raise ValueError(f"{name}: got {value}{told}, allowed are at most {MOST_STEPS}")
         for name, allowed in (
             ("time_limit", ("bootstrap", "terminal")),
             ("normalise_advantages", ("rollout", "minibatch", "none")),
@@ -220,7 +227,7 @@ class PPO:
             method_key,
             policy_key,
             restarts,
-            jnp.zeros((min(RECENT, self.settings.rollout), self.environments.observation_size)),
+            jnp.full((RECENT, self.environments.observation_size), jnp.nan),
             **self._empty_moments(),
         )
 
@@ -287,7 +294,7 @@ class PPO:
             found = standardised(found)
         made = Samples(x, rollout.action, rollout.log_probability, found, target)
         raw = rollout.observation.reshape(-1, x.shape[-1])
-        state = state._replace(recent=raw[len(raw) - len(state.recent) :])
+        state = state._replace(recent=jnp.concatenate([state.recent, raw])[-RECENT:])
         if state.observations is not None:
             state = state._replace(observations=taken_in(state.observations, raw))
         return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
@@ -374,7 +381,8 @@ class PPO:
         """What is seen inside on the last observations: of the policy, where the network has a part of that name.
 
         `dormant_units` is the share, over all hidden layers, of units above 0 on at most 1 % of the observations, and
-        ranks are those of the last hidden layer, divided by its width (both as published).
+        ranks are those of the last hidden layer, divided by its width (both as published). They are NaN before there
+        are `RECENT` observations.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(_policy(state.params))}
         if self.units is None or not self.units.groups:
@@ -384,11 +392,13 @@ class PPO:
         matrices = [feature_matrix(group, features[group.name]) for group in groups]
         dormant = [metrics.dormant_units(m, rule="positive") * m.shape[1] for m in matrices]
         sigma, width = metrics.singular_values(matrices[-1]), matrices[-1].shape[1]
-        return seen | {
+        inside = {
             "dormant_units": jnp.sum(jnp.stack(dormant)) / sum(m.shape[1] for m in matrices),
             "effective_rank": metrics.effective_rank_of(sigma) / width,
             "stable_rank": metrics.stable_rank_of(sigma) / width,
         }
+        enough = ~jnp.any(jnp.isnan(state.recent))
+        return seen | {name: jnp.where(enough, value, jnp.nan) for name, value in inside.items()}
 
     def _apply(self, params: Any, x: jax.Array) -> Any:
         return self.network.apply({"params": params}, x)

@@ -289,6 +289,16 @@ def test_warns_where_epochs_have_hardly_a_common_divisor(batch, lines, tmp_path)
     assert all("only 3 steps as a common divisor" in line for line in found)
 
 
+@pytest.mark.parametrize(("steps", "whole"), [(2**31 - 2048, 2**31 - 2048), (2**31 - 2047, None), (2047, 2048)])
+def test_steps_of_an_agent_are_rounded_up_to_iterations_and_still_numbers_of_steps(steps, whole):
+    asked = Experiment("ant(environment=fast)", "backprop", (0,), steps=steps)
+    if whole:
+        assert resolve(asked).steps == whole
+    else:
+        with pytest.raises(InputError, match=f"--steps: {steps}, rounded up to {2**31}, is beyond {2**31 - 1}"):
+            resolve(asked)
+
+
 def test_ages_of_an_agent_are_compared_with_its_updates():
     """An iteration of 2048 steps makes 160 updates."""
     asked = Experiment("ant(environment=fast)", "continual_backprop(maturity_threshold=160)", (0,), steps=2048)

@@ -21,7 +21,7 @@ from launch import bodies
 from launch.bodies import AWAY, CAPSULE, DEPTH, PLANE, RIGHT, SPHERE, UP, Geoms, Moves, Panel
 from launch.errors import InputError
 from launch.experiment import experiment_of, resolve
-from launch.render import render
+from launch.render import _finite, render
 from launch.run_folder import CHECKPOINTS, read_meta, read_run, write_meta
 from launch.states import first_good, variables_of
 from tasks.brax_environment import brax_environment
@@ -106,6 +106,19 @@ def test_frames_are_left_out_until_a_gif_is_small(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(bodies, "MOST_FRAMES", 3)
     assert Image.open(io.BytesIO(bodies.moving(CRAWLER, panels, 0.1))).n_frames == 3
+
+
+def test_an_episode_that_broke_ends_as_it_stood_before():
+    moves = crawl(4, 0.1)
+    for whole, part in ((moves, slice(None)), (crawl(4, 0.1), slice(None, -1))):
+        broken = Moves(*(each.copy() for each in whole))
+        if part.stop:
+            broken.rotation[-1] = np.nan
+        mended = _finite(broken)
+        np.testing.assert_array_equal(mended.position[part], moves.position[part])
+        assert len(mended.position) == 4 and np.isfinite(mended.rotation).all()
+    np.testing.assert_array_equal(mended.position[-1], moves.position[-2])
+    bodies.camera_of(CRAWLER, mended)
 
 
 # Wrong input ----------------------------------------------------------------------------------------------------

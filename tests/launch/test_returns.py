@@ -8,13 +8,15 @@ from launch.returns import differences, report, returns
 from launch.run_folder import read_runs, write_run
 
 
-def write(folder, label, values, metric="episode_return"):
-    """A run with `values` [seed, bin] in bins of 10 steps."""
+def write(folder, label, values, metric="episode_return", hyper=None, last=10, **settings):
+    """A run with `values` [seed, bin] in bins of 10 steps, the last one of `last`."""
     values = np.asarray(values, float)
-    lanes = [{"method": label, "seed": seed, "hyper": {}} for seed in range(len(values))]
-    bins = values.shape[1]
-    meta = {"label": label, "method": label, "task": "toy", "settings": {"steps": 10 * bins}, "lanes": lanes}
-    write_run(folder / label, meta, 10 * np.arange(1, bins + 1), np.full(bins, 10), {metric: values})
+    lanes = [{"method": label, "seed": seed, "hyper": hyper or {}} for seed in range(len(values))]
+    count = np.full(values.shape[1], 10)
+    count[-1] = last
+    step = np.cumsum(count)
+    meta = {"label": label, "method": label, "task": "toy", "settings": {"steps": int(step[-1])} | settings}
+    write_run(folder / label, meta | {"lanes": lanes}, step, count, {metric: values})
 
 
 @pytest.fixture
@@ -49,6 +51,24 @@ def test_bins_in_which_no_episode_ended_are_passed_over(tmp_path):
         returns(list(read_runs(tmp_path).values()), window=0.1)
 
 
+def test_a_window_is_as_long_as_an_episode_of_all(tmp_path):
+    """Two environments whose episodes of 15 steps end together: in every third bin."""
+    ends = {"task.environments": 2, "task.episode_length": 15}
+    write(tmp_path, "standard", [[np.nan, np.nan, 6, np.nan, np.nan, 9, np.nan, np.nan, 3, np.nan]], **ends)
+    (found,) = returns(list(read_runs(tmp_path).values()), window=0.1)
+    assert (found.best, found.step, found.final) == (9, 60, 3)
+    short = {"task.environments": 2, "task.episode_length": 100}
+    write(tmp_path / "short", "standard", [[2.0, 4.0]], **short)  # shorter than an episode
+    (found,) = returns(list(read_runs(tmp_path / "short").values()))
+    assert (found.best, found.final) == (3, 3)
+
+
+def test_a_short_last_bin_weighs_as_many_steps_as_it_has(tmp_path):
+    write(tmp_path, "standard", [[1.0, 1.0, 7.0]], last=5)
+    (found,) = returns(list(read_runs(tmp_path).values()), window=0.6)
+    assert found.final == pytest.approx(3)
+
+
 def test_differences_are_paired_by_seed(runs):
     final, drop = differences(runs, "standard", window=0.2)
     assert final.difference.mean == pytest.approx(np.mean([8.5 - 11, 13.5 - 11, 15.5 + 9]))
@@ -67,6 +87,20 @@ def test_the_tables_and_what_is_shown_beside_a_fresh_network(runs, tmp_path):
     write(tmp_path / "far", "fresh_network", np.array([[20.0] * 10, [21.5] * 10, [22.0] * 10]))
     last = report(list(read_runs(tmp_path / "far").values())).splitlines()[-1]
     assert "shown" in last and "not shown" not in last
+
+
+def test_what_differs_from_a_fresh_network_in_the_past_alone_is_judged_too(tmp_path):
+    for label, hyper in (
+        ("standard", {"b1": 0.9}),
+        ("tuned_adam", {"b1": 0.99, "weight_decay": 0.0}),
+        ("l2", {"b1": 0.99, "weight_decay": 1e-3}),
+        ("fresh_network", {"b1": 0.99}),
+    ):
+        write(tmp_path, label, np.arange(20.0).reshape(2, 10), hyper=hyper)
+    judged = [line for line in report(list(read_runs(tmp_path).values())).splitlines() if line.startswith("Loss of")]
+    assert len(judged) == 2
+    assert any("standard" in line and "more than the past: b1 0.9 and 0.99" in line for line in judged)
+    assert any("tuned adam" in line and "more than the past" not in line for line in judged)
 
 
 @pytest.mark.parametrize(

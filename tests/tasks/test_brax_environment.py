@@ -283,6 +283,8 @@ def test_an_ant_feels_what_changes(change):
         ("ant(backend=mjx,change=gravity)", ["backend: got 'mjx'", "gravity"]),
         ("slippery_ant(low=0)", ["low: got 0", "friction must be above 0"]),
         ("slippery_ant(high=-1.0)", ["high: got -1.0", "above 0"]),
+        ("ant(low=2)", ["low: got 2", "nothing changes", "change=friction"]),
+        ("slippery_ant(change_every=2147483648)", ["change_every: got 2147483648", "up to 2147483647"]),
         ("slippery_ant(low=3)", ["low: got 3, above high, 2"]),
         ("slippery_ant(change_every=999,environments=1)", ["change_every: got 999", "from 1000 on", "an episode"]),
         ("slippery_ant(change_every=15999)", ["got 15999", "from 16000 on", "each of 16 environments"]),
@@ -299,6 +301,18 @@ def test_what_cannot_be_is_one_line(text, words):
     said = str(error.value)
     assert "\n" not in said
     assert all(word in said for word in words), said
+
+
+def test_what_can_be_made_and_not_be_used_is_one_line(monkeypatch):
+    from brax import envs
+
+    class Old(Counting):
+        def step(self, state, action):
+            return jnp.clip(state, a_minimum=0)
+
+    monkeypatch.setitem(envs._envs, "old", lambda backend: Old())
+    with pytest.raises(ValueError, match=r"^backend: 'spring' does not do for old: clip\(\) got an unexpected"):
+        _ = BraxEnvironment("old").spec
 
 
 def test_notes_say_what_changes():
