@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 FORMATS = ("png", "pdf", "svg")
 FEW_POINTS = 12
+FEWEST_LETTERS = 20
 MOST_VALUES = 12
 PALE, GREY = "#E6E6E6", "#999999"
 
@@ -155,7 +156,10 @@ def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str, int
 
 
 def legend_below(figure: "Figure", axes: Sequence["Axes"]) -> None:
-    """One legend for all axes under them, where it covers no data, in as many columns as fit; the figure grows."""
+    """One legend for all axes under them, where it covers no data, in as many columns as fit; the figure grows.
+
+    What is too wide for one column is broken into lines.
+    """
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -163,14 +167,17 @@ def legend_below(figure: "Figure", axes: Sequence["Axes"]) -> None:
     width, height = figure.get_size_inches()
     place = {"loc": "upper center", "bbox_to_anchor": (width / 2, -height), "bbox_transform": _inches_from_top(figure)}
     look = {"fontsize": 9, "frameon": False, "labelcolor": INK, "handlelength": 2.4, "columnspacing": 1.6}
-    for columns in range(min(4, len(entries)), 0, -1):
-        legend = figure.legend(list(entries.values()), list(entries), ncols=columns, **place, **look)  # type: ignore[arg-type]
+    columns, letters = min(4, len(entries)), max(map(len, entries), default=0)
+    while columns:
+        labels = [textwrap.fill(label, letters, subsequent_indent="    ") for label in entries]
+        legend = figure.legend(list(entries.values()), labels, ncols=columns, **place, **look)  # type: ignore[arg-type]
         legend.set_in_layout(False)
         extent = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-        if extent.width <= width * figure.dpi or columns == 1:
+        if extent.width <= width * figure.dpi or letters < FEWEST_LETTERS:
             _grow(figure, extent.height / figure.dpi + 0.08)
             return
         legend.remove()
+        columns, letters = (columns - 1, letters) if columns > 1 else (1, letters * 9 // 10)
 
 
 def add_caption(figure: "Figure", text: str) -> None:

@@ -225,6 +225,19 @@ def test_legend_and_caption_make_the_figure_taller_and_leave_the_panel_its_heigh
     assert panel.y0 >= below.y1 and below.y0 >= words.y1 and words.y0 >= 0
 
 
+def test_names_that_are_too_wide_for_the_figure_are_broken_into_lines():
+    drawing, (ax,) = figure.new_figure()
+    names = ["short", "a setting with a long name, " * 6, "x" * 150]
+    for name in names:
+        ax.plot([0, 1], label=name)
+    figure.legend_below(drawing, [ax])
+    (legend,) = drawing.legends
+    within = legend.get_window_extent()
+    assert within.x0 >= 0 and within.x1 <= drawing.bbox.width and within.y0 >= 0
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert ["".join(text.split()) for text in shown] == ["".join(name.split()) for name in names]
+
+
 def test_an_unknown_metric_names_the_nearest_and_those_there_are(folder):
     with pytest.raises(InputError, match=r"did you mean 'squared_error'.*allowed: squared_error"):
         plot([folder], metrics=["sqared_error"])
