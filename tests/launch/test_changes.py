@@ -8,6 +8,7 @@ import pytest
 import launch
 from launch import figure
 from launch.describe import plan as described
+from launch.errors import InputError
 from launch.experiment import resolve, warnings
 from launch.programs import task_key
 from launch.run_folder import CHECKPOINTS, read_meta, read_run
@@ -95,3 +96,15 @@ def test_runs_that_end_before_the_first_change_are_told(counting):
 def test_a_dry_run_counts_no_tasks_where_nothing_changes(counting):
     assert "176 steps, 4 tasks, bins" in described(resolve(counting()))
     assert "176 steps, bins" in described(resolve(counting("change=none")))
+
+
+def test_observations_of_more_than_one_axis_are_refused(counting, monkeypatch):
+    class Square(Counting):
+        def reset(self, rng):
+            state = super().reset(rng)
+            return state.replace(obs=jnp.outer(state.obs, state.obs))
+
+    env = Square()
+    monkeypatch.setattr(module, "brax_environment", lambda name, backend: env)
+    with pytest.raises(InputError, match=r"^--task: ant has observations \(2, 2\); PPO takes those of one axis$"):
+        described(resolve(counting()))
