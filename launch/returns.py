@@ -25,7 +25,7 @@ from launch.errors import InputError, unknown
 from launch.learned import NOT_SHOWN, SHOWN, Shown, range_of, unequal_numbers, verdict_text
 from launch.run_folder import Run, read_runs
 from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, late_bins, late_mean, paired_difference
+from launch.statistics import INTERVALS, late_bins, late_mean, mean_over_bins, paired_difference
 
 METRIC = "episode_return"
 PLAIN = ("standard", "backprop")
@@ -76,7 +76,7 @@ def _returns(curve: Curve, metric: str, window: float) -> Returns:
     late = late_bins(len(count), window)
     width = min(max(late.stop - late.start, _bins_of_an_episode(curve.run)), len(count))
     parts = [slice(first, first + width) for first in range(len(count) - width + 1)]
-    means = np.stack([_mean(values[:, part], count[part]) for part in parts], axis=1)
+    means = np.stack([mean_over_bins(values[:, part], count[part]) for part in parts], axis=1)
     if not np.isfinite(means[:, -1]).all():
         raise InputError(f"{curve.name}: no episode ended in the last {window:g} of the run; widen --window")
     peak = np.nanargmax(means, axis=1)
@@ -89,13 +89,6 @@ def _bins_of_an_episode(run: Run) -> int:
     settings = run.meta["settings"]
     steps = settings.get("task.environments", 0) * settings.get("task.episode_length", 0)
     return -(-steps // int(run.count[0]))
-
-
-def _mean(values: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Over the bins in which episodes ended, each weighed by its steps; NaN without any."""
-    weight = np.isfinite(values) * count
-    with np.errstate(invalid="ignore"):
-        return (np.where(weight > 0, values, 0.0) * weight).sum(axis=1) / weight.sum(axis=1)
 
 
 def differences(runs: Sequence[Run], reference: str, metric: str = METRIC, window: float = 0.05) -> list[Row]:

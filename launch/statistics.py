@@ -120,9 +120,13 @@ def late_mean(run: Run, metric: str, share: float = 0.1) -> np.ndarray:
         raise unknown(f"{run.label}: metric", metric, run.metrics)
     late = late_bins(len(run.step), share)
     values = run.metrics[metric][:, late]
-    present = np.isfinite(values)
-    if not present.any():
+    if not np.isfinite(values).any():
         raise InputError(f"{run.label}: {metric} was not measured in the last {share:g} of the run; widen --window")
-    weight = present * run.count[late]
+    return mean_over_bins(values, run.count[late])
+
+
+def mean_over_bins(values: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Mean of `values` [lane, bin] over the bins with a measurement, of `count` [bin] steps each; NaN without any."""
+    weight = np.isfinite(values) * count
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (np.where(present, values, 0.0) * weight).sum(axis=1) / weight.sum(axis=1)
+        return (np.where(weight > 0, values, 0.0) * weight).sum(axis=1) / weight.sum(axis=1)

@@ -145,10 +145,13 @@ class PPOSettings:
             whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
             if not whole and (name, value) != ("decay_steps", None):
                 raise ValueError(f"{name}: got {value!r}, allowed are integers from 1 up")
-            steps = value * self.rollout if whole and name == "probe_every" else value
-            if whole and steps > MOST_STEPS:
-                told = f", which are {steps} steps" if name == "probe_every" else ""
-                raise ValueError(f"{name}: got {value}{told}, allowed are at most {MOST_STEPS}")
+            if whole and value > MOST_STEPS:
+                raise ValueError(f"{name}: got {value}, allowed are at most {MOST_STEPS}")
+        steps = self.probe_every * self.rollout
+        if steps > MOST_STEPS:
+            raise ValueError(
+                f"probe_every: got {self.probe_every}, which are {steps} steps, allowed are at most {MOST_STEPS}"
+            )
         for name, allowed in (
             ("time_limit", ("bootstrap", "terminal")),
             ("normalise_advantages", ("rollout", "minibatch", "none")),
