@@ -6,11 +6,11 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Lazy, so that commands that only read results start without JAX.
     if name == "run":
-        from launch.runner import run
+        from launch.engine.runner import run
 
         return run
     if name == "Experiment":
-        from launch.experiment import Experiment
+        from launch.config.experiment import Experiment
 
         return Experiment
     raise AttributeError(f"module 'launch' has no attribute '{name}'")

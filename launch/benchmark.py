@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch.cli import run_cli
-from launch.device_rates import (
+from launch.benchmarks.device_rates import (
     CONVNET,
     PUBLISHED_LANE_STEPS,
     RESNET,
@@ -33,13 +32,8 @@ from launch.device_rates import (
     dtype_of,
     moved_by_step,
 )
-from launch.errors import InputError, unknown
-from launch.experiment import Plan
-from launch.job_program import forward_multiplications, load_data
-from launch.machine import commit, machine, measured_peaks, memory_work, versions
-from launch.processes import enable_compilation_cache
-from launch.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
-from launch.workloads import (
+from launch.benchmarks.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
+from launch.benchmarks.workloads import (
     BACKPROP,
     CBP,
     CONTRIBUTION,
@@ -54,6 +48,12 @@ from launch.workloads import (
     image_task,
     workload,
 )
+from launch.cli import run_cli
+from launch.config.experiment import Plan
+from launch.engine.job_program import forward_multiplications, load_data
+from launch.engine.processes import enable_compilation_cache
+from launch.errors import InputError, unknown
+from launch.storage.machine import commit, machine, measured_peaks, memory_work, versions
 
 SCHEMA = 1
 Row = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from launch.durable import StorageError
+from launch.engine.stopping import Stopped
 from launch.errors import InputError
-from launch.stopping import Stopped
+from launch.storage.durable import StorageError
 
 WRONG_INPUT = 2
 CANNOT_WRITE = 74  # EX_IOERR

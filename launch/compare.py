@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from launch.analysis.selection import warn_of_tuning
+from launch.analysis.statistics import INTERVALS, Difference, late_mean, paired_difference
 from launch.cli import run_cli
-from launch.curves import HEADLINES, Curve, check_presets, curves, metric_style
 from launch.errors import InputError, unknown
-from launch.run_folder import RUN, Run, read_runs
-from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, Difference, late_mean, paired_difference
+from launch.figures.curves import HEADLINES, Curve, check_presets, curves, metric_style
+from launch.storage.run_folder import RUN, Run, read_runs
 from launch.texts import aligned
 
 FORMATS = ("text", "markdown", "latex")

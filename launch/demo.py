@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from launch import figure
+from launch.analysis.statistics import interval, late_mean, paired_difference
 from launch.cli import run_cli
-from launch.experiment import Experiment, branched
-from launch.keeping import Keeping
-from launch.loop import LONGEST_CHUNK
-from launch.processes import Report, enable_compilation_cache
-from launch.run_folder import Run
-from launch.runner import run
-from launch.statistics import interval, late_mean, paired_difference
-from launch.stopping import Stop, listening
-from launch.syntax import parse_seeds
+from launch.config.experiment import Experiment, branched
+from launch.config.syntax import parse_seeds
+from launch.engine.keeping import Keeping
+from launch.engine.loop import LONGEST_CHUNK
+from launch.engine.processes import Report, enable_compilation_cache
+from launch.engine.runner import run
+from launch.engine.stopping import Stop, listening
+from launch.figures import figure
+from launch.storage.run_folder import Run
 from launch.train import progress_bar
 
 TASK = "slowly_changing_regression"

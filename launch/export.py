@@ -14,9 +14,9 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
-from launch.durable import replacing
 from launch.errors import InputError, unknown
-from launch.run_folder import Run, read_runs
+from launch.storage.durable import replacing
+from launch.storage.run_folder import Run, read_runs
 
 FORMATS = ("csv", "parquet")
 FIRST, LAST = ("label", "method", "seed"), ("step", "metric", "value")

@@ -22,11 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from launch.cli import run_cli
-from launch.compare import FORMATS, rendered
-from launch.curves import INK, Curve, caption, metric_style
-from launch.errors import InputError, unknown
-from launch.incremented import (
+from launch.analysis.incremented import (
     AGES,
     ASKED,
     BASES,
@@ -40,12 +36,16 @@ from launch.incremented import (
     is_longer,
     takes_best_epoch,
 )
-from launch.learned import note_of, numbers, range_of, range_text, shown, verdict_text
+from launch.analysis.learned import note_of, numbers, range_of, range_text, shown, verdict_text
+from launch.analysis.selection import warn_of_tuning
+from launch.analysis.statistics import INTERVALS
+from launch.analysis.survival import Ranged
+from launch.cli import run_cli
+from launch.compare import FORMATS, rendered
+from launch.errors import InputError, unknown
+from launch.figures.curves import INK, Curve, caption, metric_style
 from launch.plot import target
-from launch.run_folder import Run, read_runs
-from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS
-from launch.survival import Ranged
+from launch.storage.run_folder import Run, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +198,7 @@ def draw(found: Sequence[Increments], question: Question = ASKED) -> tuple["Figu
     The diagnostics look as an increment begins, before a network begins afresh, so they stand at the classes seen
     before. What no run holds has no panel.
     """
-    from launch import figure
+    from launch.figures import figure
 
     axis = f"{_axis(found)} seen".replace("increment seen", "increment")
     held = {name for each in found for name in each.curve.run.metrics}
@@ -231,7 +231,7 @@ def _before(curve: Curve) -> Curve:
 
 
 def _draw_relative(ax: "Axes", found: Sequence[Increments], question: Question) -> None:
-    from launch import figure
+    from launch.figures import figure
 
     name = "relative"
     others = [each for each in found if each.partner is not each.curve]
@@ -290,7 +290,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     warn_of_tuning(runs)
     print(report(runs, question, values.format))
     if path is not None:
-        from launch import figure
+        from launch.figures import figure
 
         print("", figure.save(draw(increments(runs, question), question)[0], path), sep="\n")
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from launch.checkpoint import ARRAYS, TEMPORARY, describe, verify
 from launch.cli import run_cli
 from launch.errors import InputError
-from launch.locks import LOCK, holder
-from launch.run_folder import label_folders, lanes_by_unit, number_texts, read_meta, seeds_text, unit_folders
-from launch.states import digests, numbers_text, numbers_that_differ, write_parameters
+from launch.storage.checkpoint import ARRAYS, TEMPORARY, describe, verify
+from launch.storage.locks import LOCK, holder
+from launch.storage.run_folder import label_folders, lanes_by_unit, number_texts, read_meta, seeds_text, unit_folders
+from launch.storage.states import digests, numbers_text, numbers_that_differ, write_parameters
 from launch.texts import size_text, time_text
 
 SHOWN_VALUES = 6

@@ -21,11 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from launch.cli import run_cli
-from launch.compare import FORMATS, HEADINGS, rendered
-from launch.curves import INK, Curve, baseline, caption, curves
-from launch.errors import InputError, unknown
-from launch.learned import (
+from launch.analysis.learned import (
     METRIC,
     Learned,
     Question,
@@ -41,11 +37,15 @@ from launch.learned import (
     shown,
     verdict_text,
 )
+from launch.analysis.selection import warn_of_tuning
+from launch.analysis.statistics import INTERVALS
+from launch.analysis.survival import Pooled, Ranged
+from launch.cli import run_cli
+from launch.compare import FORMATS, HEADINGS, rendered
+from launch.errors import InputError, unknown
+from launch.figures.curves import INK, Curve, baseline, caption, curves
 from launch.plot import target
-from launch.run_folder import Run, read_runs
-from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS
-from launch.survival import Pooled, Ranged
+from launch.storage.run_folder import Run, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +153,7 @@ def _verdicts(runs: Sequence[Run], question: Question) -> list[str]:
 
 def draw(found: Sequence[Learned], question: Question) -> tuple["Figure", list["Axes"]]:
     """The share of tasks that have not yet reached the threshold against updates, early and late side by side."""
-    from launch import figure
+    from launch.figures import figure
 
     drawing, axes = figure.new_figure(2, width=7.6)
     for place, (ax, word) in enumerate(zip(axes, ("first", "last"), strict=True)):
@@ -217,7 +217,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     warn_of_tuning(runs)
     print(report(runs, question, values.reference, values.format))
     if path is not None:
-        from launch import figure
+        from launch.figures import figure
 
         print("", figure.save(draw(learning(runs, question), question)[0], path), sep="\n")
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from launch.cli import run_cli
-from launch.durable import make_folder, publish, storing
 from launch.errors import InputError
-from launch.run_folder import CHECKPOINTS, Run, read_runs, unit_folders, write_run
+from launch.storage.durable import make_folder, publish, storing
+from launch.storage.run_folder import CHECKPOINTS, Run, read_runs, unit_folders, write_run
 
 PER_EVENT = ("lane", "step", "group", "unit", "age", "utility")
 PER_LANE = ("lost", "born", "usefulness")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import figure
-from launch.by_task import coarser, edges_every, every_text
+from launch.analysis.by_task import coarser, edges_every, every_text
+from launch.analysis.selection import refuse_tuning
+from launch.analysis.statistics import INTERVALS
 from launch.cli import run_cli
-from launch.curves import caption, checked_metrics, curves
 from launch.errors import InputError, unknown
-from launch.run_folder import Run, read_runs
-from launch.selection import refuse_tuning
-from launch.statistics import INTERVALS
+from launch.figures import figure
+from launch.figures.curves import caption, checked_metrics, curves
+from launch.storage.run_folder import Run, read_runs
 
 
 def plot(
@@ -35,7 +35,8 @@ def plot(
     the metric is the headline of the runs and the file `figure.<format>` in the first directory. With `against` the
     axis is that hyperparameter and the value the mean over the last tenth of the run. Runs made for tuning favour the
     settings chosen by them: they are drawn with `against` or `tuning` only. `every` joins bins, as
-    `launch.by_task.edges_every` reads it; every measurement within a joined bin has the same weight. Raises InputError.
+    `launch.analysis.by_task.edges_every` reads it; every measurement within a joined bin has the same weight.
+    Raises InputError.
     """
     directories = [directories] if isinstance(directories, (str, Path)) else list(directories)
     if not directories:

@@ -29,15 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from launch.bins import means, unpacked
-from launch.bodies import Moves, Panel, geoms_of, moving
-from launch.checkpoint import Checkpoints, Saved
 from launch.cli import run_cli
-from launch.durable import storing
+from launch.config.experiment import MOST_STEPS, Plan, experiment_of, resolve
+from launch.engine.bins import means, unpacked
 from launch.errors import InputError
-from launch.experiment import MOST_STEPS, Plan, experiment_of, resolve
-from launch.run_folder import METRICS, label_folders, read_meta, read_run
-from launch.states import first_good, lane_number, unit_of_lane, variables_of
+from launch.figures.bodies import Moves, Panel, geoms_of, moving
+from launch.storage.checkpoint import Checkpoints, Saved
+from launch.storage.durable import storing
+from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
+from launch.storage.states import first_good, lane_number, unit_of_lane, variables_of
 from plastic_jax.learners.ppo import Moments, deviation
 from tasks.base import Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from absl import flags
 
+from launch.analysis.learned import NOT_SHOWN, SHOWN, Shown, range_of, unequal_numbers, verdict_text
+from launch.analysis.selection import warn_of_tuning
+from launch.analysis.statistics import INTERVALS, late_bins, late_mean, mean_over_bins, paired_difference
 from launch.cli import run_cli
 from launch.compare import FORMATS, HEADINGS, Row, by_seed, comparable, matched, paired_row, rendered
-from launch.curves import Curve, checked_metrics, curves, metric_style
 from launch.errors import InputError, unknown
-from launch.learned import NOT_SHOWN, SHOWN, Shown, range_of, unequal_numbers, verdict_text
-from launch.run_folder import Run, read_runs
-from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, late_bins, late_mean, mean_over_bins, paired_difference
+from launch.figures.curves import Curve, checked_metrics, curves, metric_style
+from launch.storage.run_folder import Run, read_runs
 
 METRIC = "episode_return"
 PLAIN = ("standard", "backprop")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from launch import figure
+from launch.analysis.selection import Setting, Winner, counts_text, ranked, settings, values_tried, winners
+from launch.analysis.statistics import INTERVALS, interval
 from launch.cli import run_cli
-from launch.curves import INK, baseline, caption, checked_metrics, label_colours, metric_style
 from launch.errors import InputError, unknown
-from launch.run_folder import Run, number_texts, read_runs
-from launch.selection import Setting, Winner, counts_text, ranked, settings, values_tried, winners
-from launch.statistics import INTERVALS, interval
+from launch.figures import figure
+from launch.figures.curves import INK, baseline, caption, checked_metrics, label_colours, metric_style
+from launch.storage.run_folder import Run, number_texts, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

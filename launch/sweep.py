@@ -19,22 +19,24 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import describe, slurm, train
+from launch import train
+from launch.analysis.selection import Winner, render, report_experiment, winners
 from launch.cli import run_cli
+from launch.config import describe
+from launch.config.experiment import Experiment, resolve, warnings
+from launch.config.grid import read_grid
+from launch.config.syntax import parse_seeds, with_settings
+from launch.engine import slurm
+from launch.engine.processes import enable_compilation_cache
+from launch.engine.status import status
+from launch.engine.stopping import listening
+from launch.engine.sweep_file import check_sweep_file, read_experiments, write_sweep_file
+from launch.engine.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
 from launch.errors import InputError
-from launch.experiment import Experiment, resolve, warnings
-from launch.grid import read_grid
 from launch.plot import plot
-from launch.processes import enable_compilation_cache
-from launch.run_folder import METRICS, Run, read_run
-from launch.selection import Winner, render, report_experiment, winners
 from launch.sensitivity import sensitivity
-from launch.status import status
-from launch.stopping import listening
-from launch.sweep_file import check_sweep_file, read_experiments, write_sweep_file
-from launch.syntax import parse_seeds, with_settings
+from launch.storage.run_folder import METRICS, Run, read_run
 from launch.table import table
-from launch.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
 
 ASKED = (
     "task", "methods", "seeds", "steps", "tasks", "preset", "set", "sweep", "network", "bin", "lanes_per_batch",

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from launch.by_task import coarser, edges_every, every_text
+from launch.analysis.by_task import coarser, edges_every, every_text
+from launch.analysis.selection import warn_of_tuning
+from launch.analysis.statistics import INTERVALS, interval, late_bins
 from launch.cli import run_cli
-from launch.curves import Curve, checked_metrics, curves, metric_style
 from launch.errors import InputError
-from launch.run_folder import Run, read_runs
-from launch.selection import warn_of_tuning
-from launch.statistics import INTERVALS, interval, late_bins
+from launch.figures.curves import Curve, checked_metrics, curves, metric_style
+from launch.storage.run_folder import Run, read_runs
 
 
 def table(

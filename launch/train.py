@@ -18,24 +18,32 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from launch import describe, scripts
 from launch.cli import run_cli
-from launch.devices import Parallel
+from launch.config import describe, scripts
+from launch.config.experiment import Experiment, Plan, branched, resolve, warnings
+from launch.config.registry import find_method, find_task
+from launch.config.scripts import Machine
+from launch.config.syntax import (
+    parse_call,
+    parse_every,
+    parse_keep,
+    parse_methods,
+    parse_seeds,
+    parse_step,
+    with_settings,
+)
+from launch.engine.devices import Parallel
+from launch.engine.hosts import define_process_flags, is_first, join
+from launch.engine.job_program import metric_names
+from launch.engine.keeping import Keeping
+from launch.engine.processes import enable_compilation_cache
+from launch.engine.resume import DETERMINISTIC, Resume, parse_block
+from launch.engine.runner import run
+from launch.engine.sinks import check_sinks, open_sinks
+from launch.engine.stopping import listening
 from launch.errors import InputError, unknown
-from launch.experiment import Experiment, Plan, branched, resolve, warnings
-from launch.hosts import define_process_flags, is_first, join
-from launch.job_program import metric_names
-from launch.keeping import Keeping
 from launch.plot import plot
-from launch.processes import enable_compilation_cache
-from launch.registry import find_method, find_task
-from launch.resume import DETERMINISTIC, Resume, parse_block
-from launch.run_folder import Run
-from launch.runner import run
-from launch.scripts import Machine
-from launch.sinks import check_sinks, open_sinks
-from launch.stopping import listening
-from launch.syntax import parse_call, parse_every, parse_keep, parse_methods, parse_seeds, parse_step, with_settings
+from launch.storage.run_folder import Run
 from launch.table import table
 
 

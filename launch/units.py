@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from launch import figure
+from launch.analysis.lives import Lifetimes, group_names, lifetimes, survival, time_to_usefulness, useful_share
 from launch.cli import run_cli
-from launch.curves import INK, Curve, caption, curves
 from launch.errors import InputError, unknown
-from launch.lives import Lifetimes, group_names, lifetimes, survival, time_to_usefulness, useful_share
-from launch.run_folder import read_runs
+from launch.figures import figure
+from launch.figures.curves import INK, Curve, caption, curves
+from launch.storage.run_folder import read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,23 +1,27 @@
 """Keeping neural networks able to learn: continual backprop and its kin as optax transformations over pytrees."""
 
-from plastic_jax import metrics
-from plastic_jax.adam import AdamState, adam
-from plastic_jax.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, ContinualBackpropState, continual_backprop
-from plastic_jax.convolutions import as_products
-from plastic_jax.diagnose import Diagnosis, diagnose
-from plastic_jax.initializers import Law, UnitInitializer
-from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
-from plastic_jax.redo import REDO_STATIC_ARGS, RedoState, redo
-from plastic_jax.shrink_and_perturb import (
+from plastic_jax.diagnostics import metrics
+from plastic_jax.diagnostics.diagnose import Diagnosis, diagnose
+from plastic_jax.diagnostics.trainability import Trainability, trainability
+from plastic_jax.methods.continual_backprop import (
+    CONTINUAL_BACKPROP_STATIC_ARGS,
+    ContinualBackpropState,
+    continual_backprop,
+)
+from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
+from plastic_jax.methods.shrink_and_perturb import (
     ShrinkAndPerturbState,
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
-from plastic_jax.trainability import Trainability, trainability
+from plastic_jax.methods.weight_decay import weight_decay
+from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
+from plastic_jax.networks.convolutions import as_products
+from plastic_jax.optimizers.adam import AdamState, adam
+from plastic_jax.replacement.initializers import Law, UnitInitializer
+from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
 from plastic_jax.units import Slice, UnitGraph, UnitGroup, trace_units
-from plastic_jax.utility import UTILITIES, UnitStats, Utility
-from plastic_jax.weight_decay import weight_decay
 
 __all__ = [
     "CONTINUAL_BACKPROP_STATIC_ARGS",

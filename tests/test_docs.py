@@ -22,8 +22,8 @@ from absl import flags
 
 import plastic_jax
 from launch import train
-from launch.experiment import resolve
-from launch.syntax import parse_methods
+from launch.config.experiment import resolve
+from launch.config.syntax import parse_methods
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

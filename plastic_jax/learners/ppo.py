@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax import metrics
+from plastic_jax.diagnostics import metrics
 from plastic_jax.paths import leaf_key
-from plastic_jax.reset import number_replaced
-from plastic_jax.statistics import feature_matrix
+from plastic_jax.replacement.reset import number_replaced
+from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.trace import trace_units
 

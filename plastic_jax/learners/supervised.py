@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax import metrics
 from plastic_jax.axes import mean_over, with_axis
-from plastic_jax.reset import just_replaced
-from plastic_jax.statistics import feature_matrix
+from plastic_jax.diagnostics import metrics
+from plastic_jax.replacement.reset import just_replaced
+from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.trace import trace_units
 
@@ -95,7 +95,7 @@ class SupervisedLearner:
         selects: whether a task ends with the best network it has had (`keep_best`).
         dropout: train with `network(x, dropout_rate=hyper["dropout_rate"])` and a random stream `dropout`.
         transform: wraps the network's function before it is evaluated or differentiated, as
-            `plastic_jax.convolutions.as_products`, which is faster on CPUs; the identity by default.
+            `plastic_jax.networks.convolutions.as_products`, which is faster on CPUs; the identity by default.
         probe_in_training: whether `probe` looks at the network in training, with the statistics of what it is shown,
             as the published code does for class-incremental CIFAR-100.
         ordered: let the update of large kernels wait for the backward pass: the same numbers, and faster on the CPU for

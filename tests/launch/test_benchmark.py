@@ -8,9 +8,9 @@ import pytest
 from absl import flags
 
 from launch import benchmark
+from launch.benchmarks.timing import Spread, Table, ratio, timed, traffic
+from launch.benchmarks.workloads import BACKPROP, CBP, CONTRIBUTION, LINEAR, REGRESSION, STREAM, Case, groups
 from launch.errors import InputError
-from launch.timing import Spread, Table, ratio, timed, traffic
-from launch.workloads import BACKPROP, CBP, CONTRIBUTION, LINEAR, REGRESSION, STREAM, Case, groups
 
 SIZES = (7, 5, 3, 2)
 KERNELS = (35, 15, 6)
@@ -93,14 +93,14 @@ def test_table_aligns():
 
 
 def test_all_cases_can_be_run():
-    for cases in groups("launch.workloads:RANDOM_IMAGES").values():
+    for cases in groups("launch.benchmarks.workloads:RANDOM_IMAGES").values():
         for case in cases:
             (job,) = case.plan().jobs
             assert len(job.lanes) == case.lanes
 
 
 def test_random_images_look_like_mnist():
-    plan = Case("launch.workloads:RANDOM_IMAGES(batch=128)", "", BACKPROP, 1, 1).plan()
+    plan = Case("launch.benchmarks.workloads:RANDOM_IMAGES(batch=128)", "", BACKPROP, 1, 1).plan()
     assert plan.task.spec.input_shape == (784,)
     assert plan.task.schedule.change_every == 60_000 // 128
 
@@ -142,7 +142,7 @@ def test_convolutional_cases_are_judged_by_the_published_rate_and_by_their_data(
 
 
 def test_operations_of_a_step_are_three_forward_passes():
-    plan = Case("launch.workloads:RANDOM_PAIRS(batch=10)", "linear", BACKPROP, 1, 1).plan()
+    plan = Case("launch.benchmarks.workloads:RANDOM_PAIRS(batch=10)", "linear", BACKPROP, 1, 1).plan()
     assert benchmark._operations(plan) == pytest.approx(2 * 3 * 10 * 3072 * 2 / 1e9)
     arithmetic = benchmark._arithmetic(
         {

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import launch
-from launch import figure
-from launch.describe import plan as described
+from launch.config.describe import plan as described
+from launch.config.experiment import resolve, warnings
+from launch.engine.programs import task_key
 from launch.errors import InputError
-from launch.experiment import resolve, warnings
-from launch.programs import task_key
-from launch.run_folder import CHECKPOINTS, read_meta, read_run
-from launch.states import first_good
+from launch.figures import figure
+from launch.storage.run_folder import CHECKPOINTS, read_meta, read_run
+from launch.storage.states import first_good
 from tasks import brax_environment as module
 from tests.launch import tiny
 from tests.tasks.test_brax_environment import Counting

@@ -7,7 +7,7 @@ from absl import flags
 from launch import compare as command
 from launch.compare import compare, notes, render
 from launch.errors import InputError
-from launch.run_folder import write_run
+from launch.storage.run_folder import write_run
 
 
 def write(folder, label, values, hypers=({},), seeds=(0, 1, 2), metric="squared_error", **about):

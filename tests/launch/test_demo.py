@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from launch import demo, figure
-from launch.run_folder import Run
+from launch import demo
+from launch.figures import figure
+from launch.storage.run_folder import Run
 
 STEP = np.arange(1, 21) * 50
 LEVELS = {"backprop": 2.0, "best_step_size": 1.5, "l2": 1.2, "shrink_and_perturb": 1.1, "continual_backprop": 1.0,

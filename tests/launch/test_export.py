@@ -11,7 +11,7 @@ from absl import flags
 from launch import export as command
 from launch.errors import InputError
 from launch.export import export
-from launch.run_folder import write_run
+from launch.storage.run_folder import write_run
 
 
 def write(folder, label, values, hypers=({},), seeds=(0, 1, 2), metric="squared_error", **about):

@@ -9,10 +9,10 @@ import pytest
 from absl import flags
 
 from launch import increments as command
+from launch.analysis.incremented import Question, best_in_tasks, by_increment, increments
 from launch.errors import InputError
-from launch.incremented import Question, best_in_tasks, by_increment, increments
 from launch.increments import draw, report
-from launch.run_folder import read_runs, write_run
+from launch.storage.run_folder import read_runs, write_run
 from tasks.incremental_cifar100 import IncrementalCIFAR100, presentations, updates
 
 EPOCHS, STEPS = 4, 3  # epochs of an increment, and steps in an epoch of the first

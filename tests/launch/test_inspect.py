@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.durable import StorageError
 from launch.errors import InputError
 from launch.inspect import inspect
-from launch.locks import locked
-from launch.run_folder import CHECKPOINTS, DONE, METRICS, RUN
-from launch.states import digests, lane_number, write_parameters
+from launch.storage.durable import StorageError
+from launch.storage.locks import locked
+from launch.storage.run_folder import CHECKPOINTS, DONE, METRICS, RUN
+from launch.storage.states import digests, lane_number, write_parameters
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]

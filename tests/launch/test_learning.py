@@ -10,7 +10,7 @@ from absl import flags
 from launch import learning as command
 from launch.errors import InputError
 from launch.learning import Question, differences, draw, learning, report, shown
-from launch.run_folder import read_runs, write_run
+from launch.storage.run_folder import read_runs, write_run
 
 BINS = 4  # evaluations in a task, 10 updates apart
 

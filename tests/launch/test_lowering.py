@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.devices import AXIS, spread
-from launch.experiment import Experiment, resolve
-from launch.job_program import abstract_carry, job_program
-from launch.loop import chunk_of_steps
-from launch.methods import METHODS
+from launch.config.experiment import Experiment, resolve
+from launch.config.methods import METHODS
+from launch.engine.devices import AXIS, spread
+from launch.engine.job_program import abstract_carry, job_program
+from launch.engine.loop import chunk_of_steps
 from tests.launch import tiny
 
 LANES, STEPS = 2, 3

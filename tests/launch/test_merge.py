@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from launch import run
+from launch.config.experiment import Experiment
+from launch.engine.keeping import Keeping
+from launch.engine.resume import Block, parse_block
 from launch.errors import InputError
-from launch.experiment import Experiment
-from launch.keeping import Keeping
 from launch.merge import merge
-from launch.resume import Block, parse_block
-from launch.run_folder import read_run
+from launch.storage.run_folder import read_run
 
 CBP = "continual_backprop(replacement_rate=0.05,maturity_threshold=10,history=40)"
 EXPERIMENT = Experiment(

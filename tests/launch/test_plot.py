@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch import compare, figure, table
+from launch import compare, table
 from launch import plot as command
-from launch.curves import caption, curves, label_colours, metric_style
 from launch.errors import InputError
+from launch.figures import figure
+from launch.figures.curves import caption, curves, label_colours, metric_style
 from launch.plot import plot
-from launch.run_folder import read_runs, write_run
+from launch.storage.run_folder import read_runs, write_run
 
 FIRST_BYTES = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 

@@ -5,7 +5,7 @@ import pytest
 
 from launch.errors import InputError
 from launch.returns import differences, report, returns
-from launch.run_folder import read_runs, write_run
+from launch.storage.run_folder import read_runs, write_run
 
 
 def write(folder, label, values, metric="episode_return", hyper=None, last=10, **settings):

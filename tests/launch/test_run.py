@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import launch
-from launch import runner
+from launch.config.experiment import Experiment, branched
+from launch.engine import runner
+from launch.engine.keeping import Keeping
 from launch.errors import InputError
-from launch.experiment import Experiment, branched
-from launch.keeping import Keeping
-from launch.run_folder import read_runs
+from launch.storage.run_folder import read_runs
 
 REPLACING = "continual_backprop(maturity_threshold=10,replacement_rate=0.05)"
 METHODS = "backprop,zero_l2=l2(weight_decay=0),zero_rate=continual_backprop(replacement_rate=0),wild=backprop"
@@ -36,7 +36,7 @@ OWN = '''
     import jax.numpy as jnp
     import optax
 
-    from launch.methods import MethodSpec, Number
+    from launch.config.methods import MethodSpec, Number
     from tasks.base import Batch, Schedule, Spec, Task
 
 
@@ -251,10 +251,10 @@ def test_an_own_task_method_and_network_run_in_workers_in_padded_batches_as_in_o
     ("fields", "words"),
     [
         ({"task": "{}:Lime"}, "--task: cannot import"),
-        ({"task": "{}:number"}, "neither a launch.registry.TaskSpec nor a subclass"),
+        ({"task": "{}:number"}, "neither a launch.config.registry.TaskSpec nor a subclass"),
         ({"task": "{}:Line(nois=1)"}, "did you mean 'noise'"),
         ({"task": "no_such_module:Line"}, "--task: cannot import 'no_such_module:Line'"),
-        ({"methods": "{}:number"}, "--methods: own_things:number is a int, not a launch.methods.MethodSpec"),
+        ({"methods": "{}:number"}, "--methods: own_things:number is a int, not a launch.config.methods.MethodSpec"),
         ({"methods": "{}:signs(step_size=2)"}, "signs.step_size: 2 is not a number from 0 to 1"),
         ({"network": "{}:Wide"}, "--network: Wide gives (1, 4), the task needs (1, 1)"),
         ({"network": "{}:number"}, "--network:"),

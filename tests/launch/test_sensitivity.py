@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch import figure as parts
 from launch import sensitivity as command
+from launch.analysis.selection import settings
 from launch.errors import InputError
-from launch.run_folder import read_run, write_run
-from launch.selection import settings
+from launch.figures import figure as parts
 from launch.sensitivity import Line, lines, log_spaced, score_range, sensitivity
+from launch.storage.run_folder import read_run, write_run
 
 
 def write(folder, label, grid, score, seeds=(0, 1, 2), metric="squared_error", method=None, **about):

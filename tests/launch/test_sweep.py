@@ -13,13 +13,13 @@ import pytest
 from absl import flags
 
 from launch import sweep as command
-from launch import workers
+from launch.config.experiment import resolve
+from launch.config.grid import read_grid
+from launch.engine import workers
+from launch.engine.sweep_file import SWEEP, read_experiments
 from launch.errors import InputError
-from launch.experiment import resolve
-from launch.grid import read_grid
-from launch.locks import locked
-from launch.run_folder import read_run, read_runs
-from launch.sweep_file import SWEEP, read_experiments
+from launch.storage.locks import locked
+from launch.storage.run_folder import read_run, read_runs
 from tests.launch import tiny
 
 HEAD = f'task = "{tiny.TASK}"\nnetwork = "{tiny.NETWORK}"\nbin = 20\nchunk = 5\nlanes_per_batch = 2\n'

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch import runner, sweep, train
+from launch import sweep, train
+from launch.config.experiment import resolve
+from launch.config.syntax import with_settings
+from launch.engine import runner
+from launch.engine.resume import DETERMINISTIC, Manner, differences, manner_here
 from launch.errors import InputError
-from launch.experiment import resolve
 from launch.inspect import define_flags as inspect
-from launch.resume import DETERMINISTIC, Manner, differences, manner_here
-from launch.run_folder import read_meta, read_runs
-from launch.syntax import with_settings
+from launch.storage.run_folder import read_meta, read_runs
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,18 @@ from absl import flags
 import launch
 from launch import train
 from launch import units as command
+from launch.analysis.lives import (
+    Lifetimes,
+    gathered,
+    group_names,
+    lifetimes,
+    survival,
+    time_to_usefulness,
+    useful_share,
+)
+from launch.config.experiment import branched
 from launch.errors import InputError
-from launch.experiment import branched
-from launch.lives import Lifetimes, gathered, group_names, lifetimes, survival, time_to_usefulness, useful_share
-from launch.run_folder import read_run, write_run
+from launch.storage.run_folder import read_run, write_run
 from launch.units import table, units, with_history
 
 AGES = (1, 2, 4, 8, 16)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import launch
-from launch import checkpoint
-from launch.keeping import Keeping
-from launch.methods import METHODS
-from launch.run_folder import CHECKPOINTS, METRICS
-from launch.stopping import Stop, Stopped
-from launch.syntax import Every
+from launch.config.methods import METHODS
+from launch.config.syntax import Every
+from launch.engine.keeping import Keeping
+from launch.engine.stopping import Stop, Stopped
+from launch.storage import checkpoint
+from launch.storage.run_folder import CHECKPOINTS, METRICS
 from tasks.base import Batch, Schedule, Spec, Task
 
 TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"

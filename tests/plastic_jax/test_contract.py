@@ -13,15 +13,15 @@ import pytest
 from flax import serialization
 
 from plastic_jax import MLP, Utility, trace_units
-from plastic_jax.adam import adam
-from plastic_jax.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
-from plastic_jax.redo import REDO_STATIC_ARGS, redo
-from plastic_jax.shrink_and_perturb import (
+from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
+from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
+from plastic_jax.methods.shrink_and_perturb import (
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
-from plastic_jax.weight_decay import weight_decay
+from plastic_jax.methods.weight_decay import weight_decay
+from plastic_jax.optimizers.adam import adam
 
 NETWORK = MLP(widths=(4, 3), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 6))

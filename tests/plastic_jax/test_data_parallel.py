@@ -18,8 +18,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from plastic_jax import MLP, BatchNorm, ConvNet, continual_backprop, redo, trace_units
-from plastic_jax.adam import adam
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
+from plastic_jax.optimizers.adam import adam
 from plastic_jax.paths import leaf_names
 
 ROOT = Path(__file__).parents[2]

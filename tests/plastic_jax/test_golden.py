@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from plastic_jax import Law, continual_backprop
-from plastic_jax.adam import adam
+from plastic_jax.optimizers.adam import adam
 
 NAMES = ["adam", "adaptable_contribution", "adaptation", "bernoulli", "contribution", "nll", "rho_exact", "weight"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import launch
-from launch.experiment import Experiment
+from launch.config.experiment import Experiment
 from tasks.brax_environment import BraxEnvironment, brax_environment
 from tasks.gym_ant import body_file
 from tests.tasks.test_brax_environment import FRICTIONS, slid

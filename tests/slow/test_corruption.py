@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.checkpoint import Checkpoints, verify
-from launch.durable import StorageError
+from launch.storage.checkpoint import Checkpoints, verify
+from launch.storage.durable import StorageError
 
 CASES = 50
 PAGE = 4096

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.checkpoint import TEMPORARY, Checkpoints
+from launch.storage.checkpoint import TEMPORARY, Checkpoints
 
 OLD, NEW = 10, 20
 SECONDS = 120  # for one save, on a busy machine

@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import launch
-from launch.experiment import Experiment
-from launch.methods import METHODS, MethodSpec, Number
+from launch.config.experiment import Experiment
+from launch.config.methods import METHODS, MethodSpec, Number
 from tests.launch import tiny
 
 WHEN = 31

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.run_folder import CHECKPOINTS
+from launch.storage.run_folder import CHECKPOINTS
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from launch import cli, train
-from launch.grid import read_grid
+from launch.config.grid import read_grid
 from tests.launch.malformed import COMMANDS, GRIDS
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.stopping import Stop
-from launch.workers import Sweep, prepare, run_workers, work_through
+from launch.engine.stopping import Stop
+from launch.engine.workers import Sweep, prepare, run_workers, work_through
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]

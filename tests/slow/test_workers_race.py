@@ -6,8 +6,8 @@ import re
 import signal
 from pathlib import Path
 
-from launch.processes import CONTEXT
-from launch.workers import Sweep, labels_of, prepare, units, work_through
+from launch.engine.processes import CONTEXT
+from launch.engine.workers import Sweep, labels_of, prepare, units, work_through
 from tests.launch import tiny
 
 ROUNDS, KILLS = 10, 3
@@ -24,7 +24,7 @@ def made(root):
 
 def worker(sweep, barrier, folder):
     """Works through the sweep, and notes what it ran, one line a unit, in a file of its own."""
-    from launch import workers
+    from launch.engine import workers
 
     really = workers.run_units
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.config.registry import find_task
+from launch.config.syntax import parse_call
 from launch.errors import InputError
-from launch.registry import find_task
-from launch.syntax import parse_call
 from tasks import brax_environment as module
 from tasks.brax_environment import BACKENDS, BraxEnvironment, brax_environment
 

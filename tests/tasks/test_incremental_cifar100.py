@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from launch import loop
-from launch.programs import supervised_program
+from launch.engine import loop
+from launch.engine.programs import supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner
 from tasks.incremental_cifar100 import IncrementalCIFAR100, presentations, updates
 from tests.tasks.pictures import read, write

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from plastic_jax.statistics import mean_feature
+from plastic_jax.replacement.statistics import mean_feature
 from plastic_jax.units import trace_units
 from tests.plastic_jax.units.constructs import CONSTRUCTS
 from tests.plastic_jax.units.notation import asymmetry, expected_owners, found_owners, influence, matters

@@ -1,0 +1,1 @@
+"""Numbers from run folders: statistics, by task, by return, by increment, tuning, replacements."""

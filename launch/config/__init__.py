@@ -1,0 +1,1 @@
+"""What was asked for: experiments, flags, tasks and methods with their settings."""

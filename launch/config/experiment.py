@@ -1,0 +1,403 @@
+"""From what a person asked for to jobs: every name, number and length checked before anything is compiled."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from launch.config.branch import Source, check_fits, find_source
+from launch.config.identity import text_of
+from launch.config.methods import MethodSpec
+from launch.config.registry import TaskSpec, find_learner, find_method, find_network, find_task
+from launch.config.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
+from launch.errors import InputError, unknown
+from plastic_jax.learners.ppo import PPOSettings
+from tasks.base import MOST_STEPS, Environment, Task
+
+MOST_LANES = 1_000_000
+SHORT_GRID = 5  # steps between evaluations, below which a run is told to be slow
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is run: a task, methods, seeds, numbers. Equal experiments give equal results.
+
+    Attributes:
+        task: `name(setting=value,...)`, or `package.module:name`.
+        methods: comma-separated `[label=]name(setting=value,...)`.
+        seeds: the lanes' seeds.
+        steps: length in updates; or give `tasks`; the task's own default where both are `None`.
+        tasks: length in tasks.
+        preset: `"sound"`, `"published"` or another that the task has.
+        set: `[METHOD.]NAME=VALUE` settings.
+        sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried.
+        network: `name(setting=value,...)`; the task's own where empty.
+        learner: `name(setting=value,...)`, for tasks that are acted on; the task's own where empty.
+        bin: steps per bin of the metrics; the task's own where `None`.
+        lanes_per_batch: lanes in one compiled program; a function of program and backend where `None`.
+        chunk: most steps in one compiled call; a function of program and backend where `None`.
+        branch_from: `DIR/LABEL@STEP`, a checkpoint with whose networks and streams the runs go on; or empty.
+        tuned_on: where the numbers come from, in words; kept with the results, and decides nothing.
+        tuning: whether numbers are to be chosen by these runs, which then are not to be reported; decides nothing.
+    """
+
+    task: str
+    methods: str
+    seeds: tuple[int, ...] = tuple(range(30))
+    steps: int | None = None
+    tasks: int | None = None
+    preset: str = "sound"
+    set: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    network: str = ""
+    learner: str = ""
+    bin: int | None = None
+    lanes_per_batch: int | None = None
+    chunk: int | None = None
+    branch_from: str = ""
+    tuned_on: str = ""
+    tuning: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One run: a seed and the numbers of its method. Identified by its contents."""
+
+    method: str
+    seed: int
+    hyper: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """All lanes that share one compiled program: one label. Equal to itself only, as `Plan` is.
+
+    Attributes:
+        label: name of its folder.
+        method: the method.
+        static: the method's choices.
+        lanes: the runs.
+        network: the Flax module.
+        called: the method as flags name it.
+    """
+
+    label: str
+    method: MethodSpec
+    static: Mapping[str, Any]
+    lanes: tuple[Lane, ...]
+    network: nn.Module
+    called: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked experiment.
+
+    Attributes:
+        experiment: what was asked for.
+        spec: the task's entry in the registry.
+        task: the task.
+        steps: length in updates, or in environment steps.
+        bin: steps per bin.
+        jobs: one per label.
+        source: the checkpoint that the runs go on from, or `None`.
+        learner: how the task is learned; `None` for a stream.
+    """
+
+    experiment: Experiment
+    spec: TaskSpec
+    task: Task | Environment
+    steps: int
+    bin: int
+    jobs: tuple[Job, ...]
+    source: Source | None = None
+    learner: PPOSettings | None = None
+
+    @property
+    def stride(self) -> int:
+        """Steps that are taken at once, of which steps and bin are multiples."""
+        return _stride(self.learner)
+
+    @property
+    def periods(self) -> tuple[int | None, ...]:
+        """Steps between all that does not happen at every step; `None` is never."""
+        schedule = self.task.schedule
+        looks = None if self.learner is None else self.learner.probe_every * self.stride
+        return (self.bin, schedule.probe_every, schedule.evaluate_every or looks)
+
+    @property
+    def start(self) -> int:
+        """The step at which the runs begin."""
+        return self.source.step if self.source else 0
+
+    def job(self, label: str) -> Job:
+        """The job of that label."""
+        return next(job for job in self.jobs if job.label == label)
+
+    def settings(self, job: Job) -> dict[str, Any]:
+        """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
+        fields = [f.name for f in dataclasses.fields(self.task) if f.init and f.name != "data_dir"]  # pyright: ignore
+        asked = {"task": self.experiment.task, "network": self.experiment.network, "method": job.called}
+        calls = {name: parse_call("", text).name for name, text in asked.items()}
+        return {
+            "task": self.spec.name,
+            **{f"task.{name}": _plain(getattr(self.task, name)) for name in fields},
+            "network": text_of(job.network),
+            **({} if self.learner is None else {f"learner.{n}": v for n, v in vars(self.learner).items()}),
+            "preset": self.experiment.preset,
+            "steps": self.steps,
+            "bin": self.bin,
+            "method": job.method.name,
+            **job.static,
+            **{f"{name}_from": call for name, call in calls.items() if ":" in call},  # two may share a name
+            **(self.source.settings if self.source else {}),
+        }
+
+
+def resolve(experiment: Experiment) -> Plan:
+    """Check everything and lay out the jobs.
+
+    Raises:
+        InputError: one line naming the flag, the value, what is allowed and the nearest match.
+    """
+    spec, task = find_task(parse_call("--task", experiment.task), experiment.preset)
+    if not experiment.seeds:
+        raise InputError("--seeds: there must be at least one seed")
+    if len(set(experiment.seeds)) < len(experiment.seeds) or min(experiment.seeds) < 0:
+        raise InputError(f"--seeds: {experiment.seeds} are not different numbers from 0 on")
+    try:
+        task.spec, task.schedule  # noqa: B018 -- shapes and lengths may come from the data
+    except (OSError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    learner = find_learner(
+        spec, parse_call("--learner", experiment.learner) if experiment.learner else None, experiment.preset
+    )
+    stride = _stride(learner)
+    steps = _length(experiment, spec, task, stride)
+    bin_size = (spec.bin or _finest_period(task)) if experiment.bin is None else experiment.bin
+    if bin_size < 1:
+        raise InputError(f"--bin: {bin_size} is not a positive number of steps")
+    bin_size = _whole(bin_size, stride)
+    for flag, number in (("--lanes_per_batch", experiment.lanes_per_batch), ("--chunk", experiment.chunk)):
+        if number is not None and number < 1:
+            raise InputError(f"{flag}: {number} is not positive")
+    entries = parse_methods(experiment.methods)
+    _check_owners(experiment, spec, entries)
+    jobs = tuple(_job(experiment, spec, task, entry) for entry in entries)
+    source = find_source(experiment.branch_from) if experiment.branch_from else None
+    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source, learner)
+    for job in jobs if source else ():
+        check_fits(source, plan.settings(job), experiment.seeds, steps)
+    return plan
+
+
+def experiment_of(meta: Mapping[str, Any]) -> Experiment:
+    """The experiment that a run's `run.json` was made by.
+
+    Raises:
+        InputError: the run is of a version of this program that did not keep it.
+    """
+    kept = dict(meta.get("experiment") or {})
+    if not kept:
+        raise InputError(f"{meta['label']}: its run.json does not say by which experiment it was made")
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    lists = {name: tuple(value) for name, value in kept.items() if isinstance(value, list)}
+    return Experiment(**{name: value for name, value in (kept | lists).items() if name in known})
+
+
+def branched(source: str, **changes: Any) -> Experiment:
+    """The experiment that made the run at `DIR/LABEL@STEP`, with other methods or numbers from that step on.
+
+    `set` and `sweep` are those of the changes alone, since they belong to the methods.
+
+    Raises:
+        InputError: there is no such run or checkpoint.
+    """
+    found = find_source(source)
+    made = dataclasses.replace(experiment_of(found.meta), seeds=found.seeds, set=(), sweep=(), tuned_on="")
+    length = {} if {"steps", "tasks"} & changes.keys() else {"steps": found.meta["settings"]["steps"], "tasks": None}
+    return dataclasses.replace(made, branch_from=source, **(length | changes))
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What is allowed but surely not meant, a line each."""
+    lines = []
+    updates, word = plan.steps - plan.start, "steps"
+    if plan.learner is not None:
+        updates, word = updates // plan.stride * plan.learner.updates, "updates"
+    for job in plan.jobs:
+        numbers = [lane.hyper.get("maturity_threshold", -1) for lane in job.lanes]
+        never = sum(threshold >= updates for threshold in numbers)
+        if job.method.needs_units and never:
+            lines.append(
+                f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "
+                f"{max(numbers):g} is not below the {updates} {word} of the run"
+            )
+    every = plan.task.schedule.change_every
+    if isinstance(plan.task, Environment) and plan.task.changes and plan.steps <= every:
+        lines.append(
+            f"{plan.spec.name}: nothing changes in {plan.steps} steps; the first change is due at step {every}"
+        )
+    grid, starts = _finest_period(plan.task), plan.task.schedule.starts
+    if starts is not None and grid < SHORT_GRID and plan.experiment.bin is None:
+        lines.append(
+            f"{plan.spec.name}: epochs of its tasks have only {grid} step{'s' * (grid > 1)} as a common divisor, so "
+            "bins and compiled chunks are that short and the run slow; change the batch or the pictures per class"
+        )
+    return lines
+
+
+def _stride(learner: PPOSettings | None) -> int:
+    return 1 if learner is None else learner.rollout
+
+
+def _whole(steps: int, stride: int) -> int:
+    """The least multiple of the stride that is not below."""
+    return -(-steps // stride) * stride
+
+
+def _finest_period(task: Task | Environment) -> int:
+    return task.schedule.evaluate_every or task.schedule.change_every
+
+
+def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment, stride: int) -> int:
+    """Steps of the run, a multiple of the stride."""
+    if experiment.steps is not None and experiment.tasks is not None:
+        raise InputError("--steps and --tasks: give one of them")
+    for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{flag}: {value} is not a positive whole number")
+    schedule = task.schedule
+    tasks = schedule.steps_of(experiment.tasks) if experiment.tasks else None
+    most = MOST_STEPS // stride * stride
+    steps = experiment.steps or tasks or min(spec.default_steps or most, schedule.length or most)
+    if schedule.length is not None and steps > schedule.length:
+        flag = f"--tasks: {experiment.tasks}" if experiment.tasks else f"--steps: {steps}"
+        number = len(schedule.starts_until(schedule.length)) - 1
+        raise InputError(f"{flag} is beyond the {number} tasks, {schedule.length} steps, that {spec.name} has here")
+    whole = _whole(steps, stride)
+    if whole > MOST_STEPS:
+        rounded = f", rounded up to {whole}," if whole > steps else ""
+        raise InputError(f"--steps: {steps}{rounded} is beyond {MOST_STEPS}, the largest step number")
+    return whole
+
+
+def _job(experiment: Experiment, spec: TaskSpec, task: Task | Environment, entry: Entry) -> Job:
+    method = _method(spec, entry)
+    hyper, static = _settings(experiment, spec, entry, method)
+    swept = _swept(experiment, entry.label, method)
+    names, number = list(swept), math.prod(map(len, swept.values())) * len(experiment.seeds)
+    if number > MOST_LANES:
+        raise InputError(f"--sweep: {entry.label} has {number} lanes; at most {MOST_LANES} are allowed")
+    lanes = tuple(
+        Lane(method.name, seed, hyper | dict(zip(names, values, strict=True)))
+        for values in itertools.product(*swept.values())
+        for seed in experiment.seeds
+    )
+    network = find_network(
+        parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
+    )
+    return Job(entry.label, method, static, lanes, network, entry.call.name)
+
+
+def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
+    """The method, with the learner's numbers beside its own."""
+    method = find_method(entry.call)
+    if spec.learner and (method.dropout or method.fresh_head or method.network):
+        raise InputError(f"--methods: {method.name} is for streams of examples, not for {spec.name}")
+    return dataclasses.replace(method, numbers={**method.numbers, **spec.numbers}) if spec.learner else method
+
+
+def _plain(value: Any) -> Any:
+    """What `run.json` can hold of a setting of a task."""
+    return value if isinstance(value, str | int | float | bool | None | tuple | list) else text_of(value)
+
+
+def _settings(
+    experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec
+) -> tuple[dict[str, float], dict[str, Any]]:
+    given = {name: ("--preset", v) for name, v in spec.presets.get(experiment.preset, {}).get(method.name, {}).items()}
+    given |= {name: ("--methods", value) for name, value in entry.call.settings.items()}
+    for text in experiment.set:
+        owner, name, value = parse_setting("--set", text)
+        if _knows(method, name) and owner in ("", method.name, entry.label, entry.call.name):
+            given[name] = ("--set", parse_value(value))
+    hyper = {name: float(number.default) for name, number in method.numbers.items()}
+    static = {name: choice.default for name, choice in method.static.items()}
+    for name, (flag, value) in given.items():
+        if name in method.numbers:
+            hyper[name] = _checked_number(f"{flag}: {entry.label}", method, name, value)
+        elif name in method.static:
+            static[name] = _checked_choice(f"{flag}: {entry.label}", method, name, value)
+        else:
+            raise unknown(f"{flag}: setting of {entry.label}", name, [*method.numbers, *method.static])
+    return hyper, static
+
+
+def _knows(method: MethodSpec, name: str) -> bool:
+    return name in method.numbers or name in method.static
+
+
+def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, list[float]]:
+    swept = {}
+    for text in experiment.sweep:
+        owner, name, value = parse_setting("--sweep", text)
+        if owner not in ("", method.name, label):
+            continue
+        if name in method.static:
+            raise InputError(
+                f"--sweep: {name} is a choice, not a number; give a label to each: a={method.name}({name}=...),b=..."
+            )
+        if name in method.numbers:
+            values = parse_sweep_values("--sweep", value)
+            swept[name] = [_checked_number(f"--sweep: {label}", method, name, v) for v in values]
+    return swept
+
+
+def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) -> None:
+    """Every `--set` and `--sweep` reaches a method."""
+    owned: dict[str, set[str]] = {}
+    for entry in entries:
+        method = _method(spec, entry)
+        for owner in ("", entry.label, entry.call.name, method.name):
+            owned.setdefault(owner, set()).update(method.numbers, method.static)
+    for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
+        for text in texts:
+            owner, name, _ = parse_setting(flag, text)
+            if owner not in owned:
+                raise unknown(f"{flag}: method", owner, owned.keys() - {""})
+            if name not in owned[owner]:
+                raise unknown(f"{flag}: setting{' of ' * bool(owner)}{owner}", name, owned[owner])
+
+
+def _checked_number(where: str, method: MethodSpec, name: str, value: Any) -> float:
+    number = method.numbers[name]
+    allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:.10g}"
+    if isinstance(value, int) and abs(value) > 1e300:
+        raise InputError(f"{where}.{name}: the number is not {allowed}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where}.{name}: '{value}' is not {allowed}")
+    if not number.low <= value <= number.high or (number.integer and value != int(value)):
+        raise InputError(f"{where}.{name}: {value:g} is not {allowed}")
+    return float(value)
+
+
+def _checked_choice(where: str, method: MethodSpec, name: str, value: Any) -> Any:
+    choice = method.static[name]
+    if choice.allowed and value not in choice.allowed:
+        raise unknown(f"{where}.{name}", str(value), [str(a) for a in choice.allowed])
+    if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < choice.low):
+        raise InputError(f"{where}.{name}: '{value}' is not {choice.whole_numbers}")
+    return value
+
+
+def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:
+    """One typed key per lane, made from its seed alone."""
+    return jax.vmap(jax.random.key)(jax.numpy.asarray([lane.seed for lane in lanes], jax.numpy.uint32))
+
+
+__all__ = ["Call", "Experiment", "Job", "Lane", "Plan", "experiment_of", "lane_keys", "resolve", "warnings"]

@@ -1,0 +1,1 @@
+"""Running: programs, the loop, placement on devices, units of work, processes."""

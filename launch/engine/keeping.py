@@ -1,0 +1,124 @@
+"""What units of work keep on the disk: when checkpoints are written, which stay, and what the last ones tell."""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from launch.config.experiment import Job, Plan, lane_keys
+from launch.config.syntax import Every
+from launch.engine.bins import Arrays, measured
+from launch.engine.job_program import hyper_arrays, load_data
+from launch.engine.lanes import Unit
+from launch.engine.programs import Program
+from launch.errors import InputError
+from launch.storage.checkpoint import Checkpoints, describe
+
+TEN_MINUTES = Every(seconds=600.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """When checkpoints are written, and which stay; the last step's always is.
+
+    Attributes:
+        every: how often.
+        keep: how many of the newest stay, `None` for all; 0 keeps none once the run is over.
+        at: steps whose checkpoints stay for good.
+    """
+
+    every: Every = TEN_MINUTES
+    keep: int | None = 2
+    at: tuple[int, ...] = ()
+
+
+KEEPING = Keeping()
+
+
+class Place(NamedTuple):
+    """Where the units of a label keep their checkpoints, and how."""
+
+    folder: Path
+    keeping: Keeping
+
+
+class Timer:
+    """When the next checkpoint is due."""
+
+    def __init__(self, keeping: Keeping, step: int):
+        self._keeping = keeping
+        self.saved(step)
+
+    def saved(self, step: int) -> None:
+        """Count from this step and from now on."""
+        self._step, self._time = step, time.monotonic()
+
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint of that step was asked to stay for good."""
+        return step in self._keeping.at
+
+    def due(self, step: int) -> bool:
+        """Whether one is to be written at that step."""
+        steps, seconds = self._keeping.every
+        crossed = steps is not None and step // steps > self._step // steps
+        return step in self._keeping.at or crossed or (seconds is not None and time.monotonic() - self._time >= seconds)
+
+
+def store_of(plan: Plan, unit: Unit, place: Place) -> Checkpoints:
+    """The checkpoints of a unit, of which those stay that were asked for, by this launch or an earlier one."""
+    keeping, last_grid = place.keeping, plan.steps - plan.steps % unit.chunk
+    keep = None if keeping.keep is None else max(keeping.keep, 1)
+    folder = place.folder / unit.name
+    return Checkpoints(folder, keep, {*keeping.at, *_kept(folder), last_grid})
+
+
+def ended(plan: Plan, unit: Unit, folder: Path) -> bool:
+    """Whether a unit has a checkpoint of the last step, good or damaged; `folder` holds its label's checkpoints."""
+    return plan.steps in Checkpoints(folder / unit.name).steps()
+
+
+def finished(plan: Plan, unit: Unit, place: Place) -> Arrays | None:
+    """What a unit has measured, where it is over and its last checkpoint is good; nothing is computed."""
+    arrays = Checkpoints(place.folder / unit.name).arrays(plan.steps)
+    return None if arrays is None else measured(arrays)
+
+
+def seconds_spent(plan: Plan, unit: Unit, folder: Path) -> float:
+    """Seconds of work on a unit that is over, in all launches."""
+    return describe(folder / unit.name / str(plan.steps))["about"].get("seconds", 0.0)
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoints of a label that is over, but those that were asked to stay for good."""
+    stay = {unit.name: _kept(unit) for unit in folder.glob("*/")}
+    if not any(stay.values()):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for name, steps in stay.items():
+        for step in set(Checkpoints(folder / name).steps()) - steps:
+            shutil.rmtree(folder / name / str(step), ignore_errors=True)
+
+
+def _kept(folder: Path) -> set[int]:
+    """The steps of a unit's checkpoints that were asked to stay for good, by whatever launch."""
+    kept = set()
+    for step in Checkpoints(folder).steps():
+        with contextlib.suppress(InputError):
+            if describe(folder / str(step))["about"].get("kept"):
+                kept.add(step)
+    return kept
+
+
+def abstract_data(plan: Plan) -> Any:
+    """Shapes of the data."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
+
+
+def abstract_lanes(program: Program, job: Job, unit: Unit, data: Any) -> Any:
+    """Shapes of a unit's lanes, as its checkpoints hold them."""
+    init = jax.vmap(program.init, in_axes=(0, 0, None))
+    return jax.eval_shape(init, jax.eval_shape(lambda: lane_keys(unit.batch)), hyper_arrays(job, unit.batch), data)

@@ -1,0 +1,1 @@
+"""Figures: curves, axes, bodies."""

@@ -1,0 +1,1 @@
+"""On disk: files written whole, checkpoints, run folders, locks."""

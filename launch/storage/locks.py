@@ -1,0 +1,65 @@
+"""Locks between processes: a file held by one at a time, free again when its process ends in whatever way."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from launch.errors import InputError
+from launch.storage.durable import make_folder, storing
+
+LOCK = "LOCK"
+"""Name of the file, in the folder that it stands for."""
+
+
+class TakenError(InputError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs.
+
+    Raises:
+        TakenError: another process holds it.
+    """
+    make_folder(path.parent)
+    with contextlib.ExitStack() as stack:
+        with storing(path):
+            file = stack.enter_context(open(path, "a+"))
+        for patience in (0.05, 0.05, 0.0):  # `holder` takes the lock for a moment
+            if _taken(file, fcntl.LOCK_EX):
+                break
+            time.sleep(patience)
+        else:
+            raise TakenError(f"{path.parent}: being run by {_named(file)}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file `path`, such as "process 12 on host"; empty where nobody does."""
+    try:
+        with open(path) as file:
+            return "" if _taken(file, fcntl.LOCK_SH) else _named(file)
+    except OSError:
+        return ""
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _named(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"

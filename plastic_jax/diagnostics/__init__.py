@@ -1,0 +1,1 @@
+"""Looking inside: metrics of networks, a diagnosis by layer, trainability on new targets."""

@@ -1,0 +1,1 @@
+"""Methods against loss of plasticity: one optax transformation a file."""

@@ -1,0 +1,385 @@
+"""Continual backprop: gradient descent that never stops initialising."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastic_jax.checks import check_integer, check_number, check_parts, check_update
+from plastic_jax.lanes import any_lane
+from plastic_jax.paths import get_leaf, leaf_key, set_leaves
+from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
+from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
+from plastic_jax.replacement.propagation import outgoing_gradient, recursive_worth
+from plastic_jax.replacement.replacement_log import Biography, empty, record
+from plastic_jax.replacement.reset import (
+    Replacement,
+    add_replaced,
+    check_units,
+    draw_replacement,
+    reset_inner_state,
+    reset_mask,
+    reset_updates,
+    transferred_bias,
+)
+from plastic_jax.replacement.statistics import group_dtype, mean_feature, unit_stats
+from plastic_jax.replacement.utility import UnitStats, Utility, unit_utility
+from plastic_jax.units.graph import UnitGraph, UnitGroup
+
+_NAME = "continual_backprop"
+CONTINUAL_BACKPROP_STATIC_ARGS = (
+    "units",
+    "utility",
+    "initializer",
+    "max_replacements",
+    "utility_every",
+    "count",
+    "count_units",
+    "reset_state",
+    "transfer_bias",
+    "axis_name",
+    "history",
+)
+"""Arguments of `continual_backprop` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
+
+
+class ContinualBackpropState(NamedTuple):
+    """State of continual backprop; dictionaries are by group name.
+
+    Attributes:
+        inner: the inner optimizer's state.
+        key: typed key, never changed; step `t` uses `fold_in(key, t)`.
+        count: int32 scalar, steps taken; saturates.
+        age: int32 `[width]`, steps since a unit was made; saturates.
+        utility: float `[width]`, running average of the measure, not corrected for age.
+        mean_activation: float `[width, copies]`, running average of the unit's value, not corrected for age.
+        accumulator: float `[2]`, replacements owed, and the rounding error of that sum.
+        replaced: int32 scalar, units replaced so far; saturates.
+        lifetime_absolute: float `[width, copies]`, sum of (1 - eta) E|h| over all steps, which replacement does not
+            touch; `{}` where the measure does not need it.
+        history: unit biographies, see `plastic_jax.replacement.replacement_log`; `None` without `history`.
+    """
+
+    inner: Any
+    key: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    age: dict[str, jax.Array]
+    utility: dict[str, jax.Array]
+    mean_activation: dict[str, jax.Array]
+    accumulator: dict[str, jax.Array]
+    replaced: dict[str, jax.Array]
+    lifetime_absolute: dict[str, jax.Array]
+    history: Any = None
+
+
+class _Averages(NamedTuple):
+    """Running averages by group name, as in the state."""
+
+    utility: dict[str, jax.Array]
+    mean_activation: dict[str, jax.Array]
+    lifetime_absolute: dict[str, jax.Array]
+
+
+class _Step(NamedTuple):
+    """A step before anything is replaced: weights and gradients before it, weights after it, features, group keys."""
+
+    params: Any
+    new_params: Any
+    gradients: Any
+    features: Any
+    key: Callable[[str], jax.Array]
+
+
+class _Seen(NamedTuple):
+    """What one group knows after looking at a step: its ages, and how many units go.
+
+    `correction` is `1 - eta^a`, what the running averages are divided by.
+    """
+
+    age: jax.Array
+    correction: jax.Array
+    accumulator: jax.Array
+    due: jax.Array
+
+
+def continual_backprop(
+    inner: optax.GradientTransformation,
+    units: UnitGraph,
+    *,
+    replacement_rate: float | jax.Array,
+    maturity_threshold: int | jax.Array = 100,
+    decay_rate: float | jax.Array = 0.99,
+    utility: str | Utility = "contribution",
+    initializer: str | UnitInitializer = "kaiming_uniform",
+    key: jax.Array,
+    max_replacements: int = 1,
+    utility_every: int = 1,
+    count: Literal["accumulate", "bernoulli"] | CountRule = "accumulate",
+    count_units: Literal["eligible", "all"] = "eligible",
+    reset_state: bool = True,
+    transfer_bias: bool = False,
+    axis_name: str | None = None,
+    history: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""At every step, replaces a tiny fraction of the least useful, old enough units of each group.
+
+    With features `h` of the forward pass that gave the gradients and weights `w` *after* the inner update, per unit
+
+        a <- a + 1,   f <- eta f + (1 - eta) E[h],   u <- eta u + (1 - eta) y,   u_hat = u / (1 - eta^a)
+
+    where `y` is the measure `utility`. Units with `a > maturity_threshold` are eligible; `replacement_rate` times
+    their number is owed, and the eligible units of lowest `u_hat` pay: incoming weights from `initializer`, bias 0,
+    outgoing weights 0, `a = u = f = 0`, and the inner optimizer's statistics of these weights as `inner.init` has them.
+    It is the outermost transformation: clipping, weight decay and noise go into `inner`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from plastic_jax import MLP, continual_backprop, trace_units
+        >>> network = MLP(widths=(8,), outputs=1)
+        >>> x = jnp.linspace(-1, 1, 16)[:, None]
+        >>> params = network.init(jax.random.key(0), x)
+        >>> units = trace_units(network.apply, params, x)
+        >>> tx = continual_backprop(optax.sgd(0.1), units, replacement_rate=1e-3, key=jax.random.key(1))
+        >>> state = tx.init(params)
+        >>> def loss(params):
+        ...     y, features = units.apply(params, x)
+        ...     return jnp.mean((y - x**2) ** 2), features
+        >>> @jax.jit
+        ... def step(params, state):
+        ...     grads, features = jax.grad(loss, has_aux=True)(params)
+        ...     updates, state = tx.update(grads, state, params, features=features)
+        ...     return optax.apply_updates(params, updates), state
+        >>> for _ in range(200):
+        ...     params, state = step(params, state)
+        >>> print(bool(loss(params)[0] < 0.01))
+        True
+
+    Args:
+        inner: the optimizer that does the learning.
+        units: the unit graph of the model.
+        replacement_rate: units replaced per step, as a share of the eligible ones; in [0, 1].
+        maturity_threshold: steps that a unit is protected after it was made; at least 0.
+        decay_rate: `eta`, in [0, 1).
+        utility: the name of a measure in `plastic_jax.utility`, or a `Utility`.
+        initializer: the name of a law in `plastic_jax.initializers`, or a `UnitInitializer`.
+        key: typed random key.
+        max_replacements: bound on units replaced per group and step; what exceeds it is owed to later steps.
+        utility_every: measure utility only at every `k`-th step, counting the measurement `k` times (an approximation
+            that saves its cost; with an unbatched extra argument `clock` also under `vmap`).
+        count: `"accumulate"`: owed fractions are added up; `"bernoulli"`: a fraction below one is drawn, of a number
+            above one the fraction is lost; or a function `(key, owed) -> number`.
+        count_units: whether the rate is a share of the eligible units, or of all units once one of them is eligible.
+        reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
+        transfer_bias: whether the next layer's bias takes over a removed unit's mean contribution.
+        axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
+            batch are averaged, so that the same units go on every device; the gradients come averaged already.
+        history: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
+
+    `update` needs `params` and the extra argument `features`, by group name; `clock` is optional, others are ignored.
+
+    For `optax.inject_hyperparams`, which must leave the arguments that are no numbers as they are:
+    `optax.inject_hyperparams(continual_backprop, CONTINUAL_BACKPROP_STATIC_ARGS)(inner=inner, units=units, ...)`.
+
+    Returns:
+        The transformation. With rate 0 its updates are those of `inner`, bit for bit.
+
+    Raises:
+        ValueError: a number is outside its range, a name is unknown, or the graph does not fit the parameters.
+
+    References:
+        Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024.
+
+    Differs from the published code: there the transfer of the mean contribution to the next bias is always 0, the
+    inner optimizer's statistics are kept (except in one variant of Adam), and owed fractions are drawn by default.
+    Those are `transfer_bias=False` (default), `reset_state=False` and `count="bernoulli"`. For convolutional and
+    residual networks it counts all units (`count_units="all"`), and for residual networks its utility is
+    `"lifetime_contribution"`.
+    """
+    inner = optax.with_extra_args_support(inner)
+    check_parts(_NAME, units, initializer, key)
+    measure = unit_utility(utility)
+    check_number(_NAME, "replacement_rate", replacement_rate, 0.0, 1.0)
+    check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1, integer=True)
+    check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
+    check_integer(_NAME, "max_replacements", max_replacements, 1)
+    check_integer(_NAME, "utility_every", utility_every, 1)
+    check_integer(_NAME, "history", history, 0)
+    _check_choices(count, count_units)
+    bounds = {g.name: min(max_replacements, g.width) for g in units.groups}
+    laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
+
+    def init(params: Any) -> ContinualBackpropState:
+        check_units(units, params, _NAME)
+        groups = {g.name: g for g in units.groups}
+        dtype = {n: group_dtype(g, params) for n, g in groups.items()}
+        return ContinualBackpropState(
+            inner=inner.init(params),
+            key=leaf_key(key, _NAME),  # a key of its own: donating the state leaves the caller's alone
+            count=jnp.zeros([], jnp.int32),
+            age={n: jnp.zeros(g.width, jnp.int32) for n, g in groups.items()},
+            utility={n: jnp.zeros(g.width, dtype[n]) for n, g in groups.items()},
+            mean_activation={n: jnp.zeros((g.width, g.copies), dtype[n]) for n, g in groups.items()},
+            accumulator={n: jnp.zeros(2, dtype[n]) for n in groups},
+            replaced={n: jnp.zeros([], jnp.int32) for n in groups},
+            lifetime_absolute={
+                n: jnp.zeros((g.width, g.copies), dtype[n])
+                for n, g in groups.items()
+                if "lifetime_absolute" in measure.needs
+            },
+            history=empty(history, groups),
+        )
+
+    def look(group: UnitGroup, state: ContinualBackpropState, step: _Step) -> _Seen:
+        """Ages the group, and says how many of its units go."""
+        name = group.name
+        age = jnp.asarray(optax.safe_increment(state.age[name]))
+        dtype = state.utility[name].dtype
+        correction = -jnp.expm1(age * jnp.log(jnp.asarray(decay_rate, dtype)))  # exact for young units too
+        eligible = jnp.sum(age > maturity_threshold, dtype=jnp.int32)
+        expected = expected_replacements(jnp.asarray(replacement_rate, dtype), eligible, group.width, count_units)
+        most = jnp.minimum(eligible, bounds[name])
+        return _Seen(age, correction, *owed(count, state.accumulator[name], expected, most, step.key(name)))
+
+    def measured(step: _Step, means: dict[str, jax.Array], lifetime: dict[str, jax.Array]) -> dict[str, Any]:
+        """The measure of every unit's usefulness at this step."""
+
+        def look_at(g: UnitGroup) -> UnitStats:
+            key = leaf_key(step.key(g.name), "measure")
+            return unit_stats(g, step.new_params, step.features[g.name], means[g.name], key, axis_name)
+
+        stats = {g.name: look_at(g) for g in units.groups}
+        stats = {n: s._replace(lifetime_absolute=lifetime.get(n)) for n, s in stats.items()}
+        if "outgoing_gradient" in measure.needs:
+            sums = {g.name: outgoing_gradient(g, step.params, step.gradients) for g in units.groups}
+            stats = {n: s._replace(outgoing_gradient=sums[n]) for n, s in stats.items()}
+        if "worth" in measure.needs:
+            activity = {n: s.mean_absolute_centred for n, s in stats.items()}
+            worth = recursive_worth(units, step.new_params, activity)
+            stats = {n: s._replace(worth=worth[n]) for n, s in stats.items()}
+        return {n: jnp.mean(measure(s), axis=1) for n, s in stats.items()}
+
+    def averages(step: _Step, old: _Averages, seen: dict[str, _Seen]) -> _Averages:
+        """The running averages with this step in them, counted `utility_every` times."""
+        eta = {n: jnp.asarray(decay_rate, u.dtype) for n, u in old.utility.items()}
+        keep = {n: e**utility_every for n, e in eta.items()}
+
+        def mix(before: dict[str, jax.Array], now: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {n: keep[n] * before[n] + (1.0 - keep[n]) * now[n] for n in before}
+
+        means = {g.name: mean_feature(g, step.features[g.name], axis_name) for g in units.groups}
+        mean_activation = mix(old.mean_activation, means)
+        lifetime = {
+            g.name: old.lifetime_absolute[g.name]
+            + utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
+            for g in units.groups
+            if g.name in old.lifetime_absolute
+        }
+        utility = old.utility
+        if measure.averaged:
+            utility = mix(old.utility, measured(step, _corrected(mean_activation, seen), lifetime))
+        return _Averages(utility, mean_activation, lifetime)
+
+    def choose(group: UnitGroup, seen: _Seen, ranking: jax.Array, step: _Step) -> Replacement:
+        """The eligible units of lowest rank, as many as are due, with fresh weights."""
+        # What is no finite number still ranks before the units that are not eligible.
+        ranking = jnp.where(seen.age > maturity_threshold, jnp.nan_to_num(ranking), jnp.inf)
+        n = bounds[group.name]
+        index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
+        return draw_replacement(
+            group,
+            index.astype(jnp.int32),
+            jnp.arange(n) < seen.due,
+            step.key(group.name),
+            laws[group.name],
+            step.new_params,
+        )
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        features: Any = None,
+        clock: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, ContinualBackpropState]:
+        check_update(_NAME, units, params, features)
+        gradients = updates
+        updates, inner_state = inner.update(updates, state.inner, params, features=features, clock=clock, **extra)
+        new_params = optax.apply_updates(params, updates)
+        now = (state.count if clock is None else clock) % utility_every == 0
+
+        def step_key(name: str) -> jax.Array:
+            # Made anew in every branch that draws: handed in, it would be computed at every step.
+            return leaf_key(jax.random.fold_in(state.key, state.count), name)
+
+        step = _Step(params, new_params, gradients, features, step_key)
+        seen = {g.name: look(g, state, step) for g in units.groups}
+        old = _Averages(state.utility, state.mean_activation, state.lifetime_absolute)
+        if utility_every == 1:
+            new = averages(step, old, seen)
+        else:
+            new = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: old)
+
+        def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+            means = _corrected(new.mean_activation, seen)
+            if measure.averaged:
+                ranking = {n: new.utility[n] / s.correction for n, s in seen.items()}
+            else:
+                ranking = measured(step, means, new.lifetime_absolute)
+            picks = {g.name: choose(g, seen[g.name], ranking[g.name], step) for g in units.groups}
+            gains = transferred_bias(units, picks, new_params, means) if transfer_bias else {}
+            return picks, gains, record(state.history, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
+
+        def none() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some)[:2])
+            return *nothing, state.history
+
+        due = jnp.any(jnp.stack([s.due > 0 for s in seen.values()])) if seen else jnp.zeros([], bool)
+        replacements, gains, lives = jax.lax.cond(any_lane(due), some, none)
+        updates = set_leaves(updates, {path: get_leaf(updates, path) + gain for path, gain in gains.items()})
+        updates = reset_updates(units, replacements, params, updates)
+        if reset_state:
+            inner_state = reset_inner_state(inner, inner_state, params, reset_mask(units, replacements, params))
+        return updates, _next_state(state, inner_state, units, seen, new, replacements, lives)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _next_state(
+    state: ContinualBackpropState,
+    inner_state: Any,
+    units: UnitGraph,
+    seen: dict[str, _Seen],
+    new: _Averages,
+    replacements: dict[str, Replacement],
+    history: Biography | None,
+) -> ContinualBackpropState:
+    gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
+    return ContinualBackpropState(
+        inner=inner_state,
+        key=state.key,
+        count=jnp.asarray(optax.safe_increment(state.count)),
+        age={n: jnp.where(gone[n], 0, s.age) for n, s in seen.items()},
+        utility={n: jnp.where(gone[n], 0.0, u) for n, u in new.utility.items()},
+        mean_activation={n: jnp.where(gone[n][:, None], 0.0, m) for n, m in new.mean_activation.items()},
+        accumulator={n: s.accumulator for n, s in seen.items()},
+        replaced=add_replaced(state.replaced, gone),
+        lifetime_absolute=new.lifetime_absolute,
+        history=history,
+    )
+
+
+def _corrected(averages: dict[str, jax.Array], seen: dict[str, _Seen]) -> dict[str, jax.Array]:
+    """Running means `[width, copies]`, corrected for age."""
+    return {n: average / seen[n].correction[:, None] for n, average in averages.items()}
+
+
+def _check_choices(count: Any, count_units: Any) -> None:
+    if not callable(count) and count not in ("accumulate", "bernoulli"):
+        allowed = "accumulate, bernoulli, or a function (key, owed) -> number"
+        raise ValueError(f"continual_backprop: count='{count}'; allowed: {allowed}")
+    if count_units not in ("eligible", "all"):
+        raise ValueError(f"continual_backprop: count_units='{count_units}'; allowed: eligible, all")

@@ -1,0 +1,264 @@
+"""Shrink and perturb around any optimizer, in three forms: normalised, published, at task boundaries.
+
+Several parameterisations go by this name and their numbers cannot be exchanged, hence three named functions.
+In each, what happens depends on the caller's key and the step alone, not on what was drawn before. The step is the
+extra argument `clock` of `update` (0-d int32, 0 at the first update) or, where none is given, the state's own count.
+Between perturbations no random number is drawn, under `vmap` too.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastic_jax.lanes import any_lane
+from plastic_jax.methods.weight_decay import weight_decay as add_weight_decay
+from plastic_jax.paths import leaf_key, normal_like
+
+Number = float | jax.Array
+Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
+
+
+class ShrinkAndPerturbState(NamedTuple):
+    """The inner state, and what the next perturbation depends on.
+
+    Attributes:
+        inner: state of the inner optimizer.
+        key: 0-d typed key; never changes.
+        count: 0-d int32, updates so far; saturates.
+        centre: `[leaves]` float, what each leaf is shrunk towards (order of `jax.tree.leaves`); `None` if always 0.
+        initial_std: `[leaves]` float, spread of each leaf at initialisation; `None` where the form does not use it.
+    """
+
+    inner: optax.OptState
+    key: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    centre: jax.Array | None = None
+    initial_std: jax.Array | None = None
+
+
+def shrink_and_perturb(
+    inner: optax.GradientTransformation,
+    *,
+    shrink: Number,
+    noise: Number,
+    key: jax.Array,
+    initial_std: Any = None,
+    every: Number = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """After every `every`-th step, shrinks all weights and adds noise in proportion to the initial spread of each leaf.
+
+    w <- c + (1 - shrink) * (w - c) + noise * s * N(0, 1)         (w: after inner's step; s, c: one number per leaf)
+
+    s is the standard deviation of the leaf's values when `init` is called, and c is 0, except for a leaf whose initial
+    values are all the same: that leaf has s = 0 and c is the value. So biases that start at 0 shrink towards 0 without
+    noise and normalisation scales stay around 1, as in a fresh network. Left to itself a leaf's spread settles at
+    s * noise / sqrt(2 * shrink - shrink^2); noise = sqrt(2 * shrink - shrink^2) keeps the initial spread.
+    A leaf of few weights gives a rough s; `initial_std` replaces it by the law's own.
+
+    Example:
+        >>> params = {"kernel": jnp.array([1.0, -1.0]), "bias": jnp.array([0.5])}
+        >>> tx = shrink_and_perturb(optax.sgd(0.1), shrink=0.1, noise=0.0, key=jax.random.key(0))
+        >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["kernel"]
+        Array([ 0.9, -0.9], dtype=float32)
+
+    Args:
+        shrink: share of each weight that is taken away, in [0, 1].
+        noise: spread of the noise in units of s, >= 0.
+        key: 0-d typed key.
+        initial_std: a tree like the parameters with one number per leaf, used as s.
+        every: number of steps from one perturbation to the next, >= 1. No random number is drawn in between.
+
+    Raises:
+        ValueError: a number outside its interval; `initial_std` that is not a tree like the parameters.
+
+    Source: after Ash & Adams, NeurIPS 2020, and Dohare et al., Nature 632 (2024), Methods; the normalisation is ours.
+    """
+    _check("shrink", shrink, high=1)
+    _check("noise", noise)
+    _check("every", every, low=1)
+    inner = optax.with_extra_args_support(inner)
+
+    def start(params: optax.Params) -> ShrinkAndPerturbState:
+        centre, std = _centre_and_std(params)
+        given = std if initial_std is None else _stacked(initial_std, params)
+        return _init(inner, key, params)._replace(centre=centre, initial_std=given)
+
+    def perturb(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
+        centre: Any = state.centre
+        std: Any = state.initial_std
+
+        def leaf(i: int, u: jax.Array, p: jax.Array, n: jax.Array) -> jax.Array:
+            return (u - shrink * (p + u - centre[i]) + noise * std[i] * n).astype(u.dtype)
+
+        leaves, treedef = jax.tree.flatten(updates)
+        normal = normal_like(jax.random.fold_in(state.key, now), params)
+        edited = map(leaf, range(len(leaves)), leaves, treedef.flatten_up_to(params), treedef.flatten_up_to(normal))
+        return jax.tree.unflatten(treedef, list(edited))
+
+    return _after_each_step(inner, start, perturb, lambda now, extra: _due(now, every))
+
+
+def published_shrink_and_perturb(
+    inner: optax.GradientTransformation,
+    *,
+    weight_decay: Number,
+    noise_std: Number,
+    key: jax.Array,
+    noise_every: Number = 1,
+    noise: Noise | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Coupled weight decay, then after every step the same normal noise on all weights, as the published code has it.
+
+    g <- g + weight_decay * w, inner's step, w <- w + noise_std * N(0, 1)         (biases and the output layer included)
+
+    The noise knows neither the step size nor the layer. For plain SGD the shrink factor of a step is
+    1 - step_size * weight_decay.
+
+    `noise_every` = k adds sqrt(k) * noise_std * N(0, 1) after every k-th step and draws nothing in between: at batch
+    size 1 drawing a number for every weight costs more than learning. It differs from the published code in that the
+    noise arrives in bursts; its law over many steps is the same up to relative O(k * step_size).
+
+    Args:
+        weight_decay: rate of the coupled decay, >= 0.
+        noise_std: standard deviation of one step's noise, >= 0; with a Python 0 nothing is drawn.
+        key: 0-d typed key.
+        noise_every: number of steps from one draw to the next, >= 1.
+        noise: (key of the step, step, params) -> a tree like the parameters, in place of N(0, 1).
+            A static argument for `optax.inject_hyperparams`.
+
+    Raises:
+        ValueError: a number outside its interval.
+
+    Source: Dohare et al., Nature 632 (2024), Methods (shrink and perturb) and published code.
+    """
+    _check("weight_decay", weight_decay)
+    _check("noise_std", noise_std)
+    _check("noise_every", noise_every, low=1)
+    decayed = add_weight_decay(inner, weight_decay)
+    draw = noise or (lambda key, now, params: normal_like(key, params))
+    std = noise_std * noise_every**0.5
+
+    def perturb(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
+        drawn = draw(jax.random.fold_in(state.key, now), now, params)
+        return jax.tree.map(lambda u, n: (u + std * n).astype(u.dtype), updates, drawn)
+
+    def due(now: jax.Array, extra: dict[str, Any]) -> Any:
+        return False if isinstance(noise_std, int | float) and noise_std == 0 else _due(now, noise_every)
+
+    return _after_each_step(decayed, lambda params: _init(decayed, key, params), perturb, due)
+
+
+def shrink_and_perturb_at_boundary(
+    inner: optax.GradientTransformation,
+    *,
+    shrink: Number,
+    perturb: Number,
+    init: Callable[[jax.Array], optax.Params],
+    key: jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+    """At the first step of a new task, mixes the network with a fresh one: w <- shrink * w + perturb * w_fresh.
+
+    `update` needs the extra argument `boundary` (0-d bool), so this method is told of the change. The mixing follows
+    inner's step, whose gradient is already one of the new task. The first step of all (step 0) is left alone: there is
+    nothing to make fresh yet. Inner's state is kept.
+
+    Args:
+        shrink: factor of the present weights, in [0, 1]; 0.4 in the paper.
+        perturb: factor of the fresh ones, >= 0; 0.1 in the paper.
+        init: key -> the parameters of a fresh network, a tree like the parameters.
+            A static argument for `optax.inject_hyperparams`.
+        key: 0-d typed key.
+
+    Raises:
+        ValueError: a number outside its interval; `boundary` not given; `init` gives another tree.
+
+    Source: Ash & Adams, "On warm-starting neural network training", NeurIPS 2020, section 4.
+    """
+    _check("shrink", shrink, high=1)
+    _check("perturb", perturb)
+    inner = optax.with_extra_args_support(inner)
+
+    def mix(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
+        fresh = init(jax.random.fold_in(state.key, now))
+        _require_like("init", fresh, params)
+        return jax.tree.map(
+            lambda u, p, f: (shrink * (p + u) + perturb * f - p).astype(u.dtype), updates, params, fresh
+        )
+
+    def due(now: jax.Array, extra: dict[str, Any]) -> Any:
+        if extra.get("boundary") is None:
+            raise ValueError("shrink_and_perturb_at_boundary: update needs the extra argument boundary, got none")
+        return jnp.logical_and(extra["boundary"], now > 0)
+
+    return _after_each_step(inner, lambda params: _init(inner, key, params), mix, due)
+
+
+def _after_each_step(
+    inner: optax.GradientTransformationExtraArgs, init: Callable, perturb: Callable, due: Callable
+) -> optax.GradientTransformationExtraArgs:
+    """Inner, followed by `perturb(updates, params, state, now)` in the steps in which `due(now, extra)` is true."""
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError("shrink and perturb changes the weights themselves: call update(updates, state, params)")
+        clock = extra.get("clock")
+        now = state.count if clock is None else jnp.asarray(clock)
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
+        is_due = due(now, extra)
+        if is_due is True:
+            updates = perturb(updates, params, state, now)
+        elif is_due is not False:
+
+            def edit(u: optax.Updates) -> optax.Updates:
+                return optax.tree.where(is_due, perturb(u, params, state, now), u)
+
+            updates = jax.lax.cond(any_lane(is_due), edit, lambda u: u, updates)
+        return updates, state._replace(inner=inner_state, count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init(inner: optax.GradientTransformation, key: jax.Array, params: optax.Params) -> ShrinkAndPerturbState:
+    # No buffer twice in the state, and a key of its own: the state may be donated, the caller's key must survive that.
+    own_key = leaf_key(key, "shrink_and_perturb")
+    return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32))
+
+
+def _due(now: jax.Array, every: Number) -> Any:
+    return True if isinstance(every, int) and every == 1 else (now + 1) % every == 0
+
+
+def _centre_and_std(params: optax.Params) -> tuple[jax.Array, jax.Array]:
+    """Of every leaf: its value and 0 if all its elements are the same, else 0 and their standard deviation."""
+    leaves = jax.tree.leaves(params)
+    constant = jnp.array([jnp.ptp(leaf) == 0 for leaf in leaves], bool)
+    mean = jnp.array([leaf.mean() for leaf in leaves])
+    std = jnp.array([leaf.std() for leaf in leaves])
+    return jnp.where(constant, mean, 0), jnp.where(constant, 0, std)
+
+
+def _stacked(initial_std: Any, params: optax.Params) -> jax.Array:
+    if not jax.tree.leaves(params):  # what optax.tree.map_params asks for
+        return jnp.zeros(0)
+    _require_like("initial_std", initial_std, params)
+    shapes = [jnp.shape(std) for std in jax.tree.leaves(initial_std)]
+    if any(shapes):
+        raise ValueError(f"initial_std must hold one number per leaf, got the shapes {shapes}")
+    return jnp.array(jax.tree.leaves(initial_std))
+
+
+def _require_like(what: str, tree: Any, params: optax.Params) -> None:
+    got, wanted = jax.tree.structure(tree), jax.tree.structure(params)
+    if got != wanted:
+        raise ValueError(f"{what} must be a tree like the parameters, {wanted}, got {got}")
+
+
+def _check(name: str, value: Any, low: float = 0, high: float = float("inf")) -> None:
+    if isinstance(value, int | float) and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")

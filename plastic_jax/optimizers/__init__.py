@@ -1,0 +1,1 @@
+"""Optimizers that learn inside a method."""

@@ -1,0 +1,227 @@
+"""What holds for every registered method and task, present and future."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.config.experiment import Experiment, lane_keys, resolve
+from launch.config.methods import METHODS, OPTIMIZER
+from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_network, find_task
+from launch.config.syntax import parse_call
+from launch.engine import loop, work
+from launch.engine.job_program import hyper_arrays, job_program
+from launch.engine.lanes import units_of
+from launch.errors import InputError
+from plastic_jax.networks import MLP, ConvNet, ResNet
+from tasks.base import Task
+
+TASK = "slowly_changing_regression(change_every=200)"
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def planned(methods, **fields):
+    plan = resolve(Experiment(TASK, methods, (0, 1), **({"steps": 400, "bin": 200} | fields)))
+    return plan, plan.jobs[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_what_it_is_and_where_from(name):
+    spec = METHODS[name]
+    assert spec.name == name
+    assert spec.summary
+    assert spec.source
+    for setting, number in spec.numbers.items():
+        assert number.low <= number.default <= number.high, setting
+        assert number.meaning
+        assert not number.integer or number.default == int(number.default)
+    for setting, choice in spec.static.items():
+        assert not choice.allowed or choice.default in choice.allowed, setting
+        assert isinstance(choice.default, choice.kind)
+        assert choice.meaning
+    assert spec.network is None or parse_call("", spec.network).name in NETWORKS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_names_settings_that_exist_and_values_within_range(name):
+    spec = TASKS[name]
+    assert set(spec.presets) >= set(PRESETS)
+    for preset, methods in spec.presets.items():
+        for method, settings in methods.items():
+            assert method in METHODS, (preset, method)
+            for setting, value in settings.items():
+                if setting in METHODS[method].numbers:
+                    number = METHODS[method].numbers[setting]
+                    assert number.low <= value <= number.high, (preset, method, setting)
+                else:
+                    choice = METHODS[method].static[setting]
+                    assert value in choice.allowed if choice.allowed else isinstance(value, choice.kind)
+                    assert choice.allowed or choice.kind is not int or value >= choice.low
+    make = getattr(spec.make, "func", spec.make)
+    assert dataclasses.is_dataclass(make)
+    known = {field.name for field in dataclasses.fields(make)}
+    assert set(getattr(spec.make, "keywords", {})) <= known
+    assert {*spec.task_presets, *spec.learner_presets} <= set(spec.presets)
+    assert not spec.learner_presets or all(find_learner(spec, None, preset) for preset in spec.presets)
+    assert all(set(settings) <= known for settings in spec.task_presets.values())
+    assert spec.default_steps is None or spec.default_steps > 0
+    assert all(alias not in TASKS for alias in spec.aliases)
+    find_network(parse_call("", spec.network), 1)
+
+
+def test_aliases_find_the_same_task():
+    assert find_task(parse_call("", "bit_flipping"))[1] == find_task(parse_call("", "slowly_changing_regression"))[1]
+
+
+def own_factory(outputs, **sizes):
+    """A network of one's own that takes settings by any name."""
+    return MLP(widths=(sizes["units"],), outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("convnet", ConvNet(7)),
+        ("convnet(width=3)", ConvNet(7, (3, 6, 12), (5, 3, 3), (12, 12))),
+        ("convnet(dtype=bfloat16,width=1)", ConvNet(7, (1, 2, 4), (5, 3, 3), (4, 4), "bfloat16")),
+        ("convnet(dtype=float32)", ConvNet(7)),
+        ("resnet", ResNet(7)),
+        ("resnet(width=8)", ResNet(7, (8, 16, 32, 64))),
+        ("resnet(dtype=bfloat16)", ResNet(7, dtype="bfloat16")),
+        ("tests.launch.config.test_registry:own_factory(units=4)", MLP((4,), 7)),
+    ],
+)
+def test_a_networks_settings_are_its_width_and_what_it_computes_in(text, network):
+    assert find_network(parse_call("", text), 7) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("convnet(width=0)", ["convnet: width=0", "positive integer"]),
+        ("resnet(width=True)", ["resnet: width=True", "positive integer"]),
+        ("resnet(width=1.5)", ["resnet: width=1.5"]),
+        ("convnet(widht=3)", ["setting of convnet", "did you mean 'width'?"]),
+        ("resnet(dtype=float16)", ["dtype='float16'", "float32 or bfloat16"]),
+        ("resnet(outputs=3)", ["outputs=3"]),
+        ("rsnet", ["'rsnet'", "did you mean 'resnet'?"]),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_line(text, words):
+    with pytest.raises(InputError) as error:
+        find_network(parse_call("", text), 7)
+    said = str(error.value)
+    assert said.startswith("--network")
+    assert "\n" not in said
+    assert all(word in said for word in words), said
+
+
+def test_a_tasks_presets_come_before_the_settings_that_are_typed():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Task):
+        epochs: int = 1
+        pictures: int = 1
+
+    spec = TaskSpec(
+        "own", "", functools.partial(Own, epochs=2), "mlp", {}, None, task_presets={"published": {"pictures": 3}}
+    )
+
+    def made(text, preset):
+        TASKS["own"] = spec
+        try:
+            task = find_task(parse_call("", text), preset)[1]
+        finally:
+            del TASKS["own"]
+        return task.epochs, task.pictures
+
+    assert made("own", "sound") == (2, 1)
+    assert made("own", "published") == (2, 3)
+    assert made("own(pictures=4,epochs=5)", "published") == (5, 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch):
+    """Two values of every hyperparameter at once, in several batches: one trace, one program."""
+    numbers = METHODS[name].numbers
+    traced, compiled = [], []
+    chunk, compile_chunk = loop.chunk_of_steps, loop.compiled_chunk
+    monkeypatch.setattr(loop, "chunk_of_steps", lambda *arguments: traced.append(1) or chunk(*arguments))
+    monkeypatch.setattr(work, "compiled_chunk", lambda *what: compiled.append(compile_chunk(*what)) or compiled[-1])
+    sweep = tuple(f"{n}={_two_values(number)}" for n, number in numbers.items())
+    lanes = 2 ** len(numbers)
+    plan = resolve(
+        Experiment(
+            f"{TASK}", f"{name}(optimizer=adam)", (0,), steps=400, bin=200, sweep=sweep, lanes_per_batch=lanes // 2
+        )
+    )
+    units = units_of(plan, plan.jobs[0], "cpu")
+    assert [unit.size for unit in units] == [lanes // 2] * 2
+    for unit in units:
+        arrays = work.run_unit(plan, unit)
+        assert not arrays["diverged"].any()
+        assert all(np.isfinite(values).all() for values in arrays.values())
+    assert len(traced) == 1
+    assert {program._cache_size() for program in compiled} == {1}
+    assert len({id(program) for program in compiled}) == 1
+
+
+def _two_values(number):
+    low = number.default * 0.9 if number.default else min(1e-4, number.high)
+    return f"{number.default:g},{round(low) if number.integer else low:g}"
+
+
+@pytest.mark.parametrize("optimizer", [o for o in OPTIMIZER["optimizer"].allowed if o != "adam"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
+    """Some steps across a task change, two lanes, compiled in a hurry; Adam is swept above."""
+    plan, job = planned(f"{name}(optimizer={optimizer})")
+    program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
+    carry = jax.vmap(program.init, in_axes=(0, 0, None))(lane_keys(job.lanes), hyper, ())
+
+    def steps(carry, hyper):
+        step = jax.vmap(program.step, in_axes=(0, 0, None, None))
+        return jax.lax.scan(lambda c, clock: step(c, hyper, clock, ()), carry, jnp.arange(190, 210, dtype=jnp.int32))
+
+    after, metrics = jax.jit(steps).lower(carry, hyper).compile(QUICK)(carry, hyper)
+    assert np.isfinite(metrics["squared_error"].sum).all()
+    assert not after.diverged.any()
+    before, now = (jax.tree.map(np.asarray, c.learner.params) for c in (carry, after))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(now))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True))
+
+
+def test_all_methods_of_a_seed_start_from_the_same_weights():
+    seen = {}
+    for name, spec in METHODS.items():
+        plan, job = planned(name)
+        carry = jax.vmap(job_program(plan, job).init, in_axes=(0, 0, None))(
+            lane_keys(job.lanes), hyper_arrays(job, job.lanes), ()
+        )
+        seen.setdefault(spec.network, []).append(carry)
+    assert len(seen[None]) == len(METHODS) - 1
+    for carry in seen[None][1:]:
+        jax.tree.map(np.testing.assert_array_equal, carry.learner.params, seen[None][0].learner.params)
+    for carry in (c for carries in seen.values() for c in carries):
+        jax.tree.map(np.testing.assert_array_equal, carry.task.target, seen[None][0].task.target)
+    assert (
+        seen[None][0].learner.params["Dense_0"]["kernel"][0] != seen[None][0].learner.params["Dense_0"]["kernel"][1]
+    ).any()
+
+
+def test_a_fresh_network_at_each_change_is_drawn_from_the_folded_key():
+    """With a step size of 0 the weights after the first step of a task are the fresh ones."""
+    plan, job = planned("fresh_network(step_size=0)")
+    program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
+    carry = jax.vmap(program.init, in_axes=(0, 0, None))(lane_keys(job.lanes), hyper, ())
+    step = jax.jit(jax.vmap(program.step, in_axes=(0, 0, None, None)))
+    for restarts, clock in enumerate((0, 200, 400)):
+        for later in (0, 1):
+            carry, _ = step(carry, hyper, clock + later, ())
+            for lane in range(2):
+                key = jax.random.fold_in(carry.learner.params_key[lane], restarts)
+                fresh = job.network.init(key, jnp.zeros((1, 20)))["params"]
+                mine = jax.tree.map(lambda leaf, lane=lane: leaf[lane], carry.learner.params)
+                jax.tree.map(np.testing.assert_array_equal, mine, fresh)

@@ -1,0 +1,50 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastic_jax.replacement.counting import expected_replacements, owed
+
+KEY = jax.random.key(0)
+
+
+def one(rule, expected, most=9, before=(0.0, 0.0)):
+    accumulator, n = owed(rule, jnp.array(before), jnp.float32(expected), jnp.int32(most), KEY)
+    return accumulator.tolist(), int(n)
+
+
+@pytest.mark.parametrize(("eligible", "by_eligible", "by_all"), [(0, 0, 0), (1, 0.5, 4), (8, 4, 4)])
+def test_rate_is_a_share_of_the_eligible_or_of_all_once_one_is(eligible, by_eligible, by_all):
+    for units, expected in (("eligible", by_eligible), ("all", by_all)):
+        assert expected_replacements(jnp.float32(0.5), jnp.int32(eligible), 8, units) == expected
+
+
+def test_what_is_owed_beyond_whole_units_or_beyond_the_bound_stays_owed():
+    assert one("accumulate", 0.5, before=(0.25, 0.0)) == ([0.75, 0.0], 0)
+    assert one("accumulate", 0.5, before=(0.75, 0.0)) == ([0.25, 0.0], 1)
+    assert one("accumulate", 3.5) == ([0.5, 0.0], 3)
+    assert one("accumulate", 3.5, most=1) == ([2.5, 0.0], 1)
+
+
+def test_bernoulli_and_functions_owe_nothing():
+    assert one("bernoulli", 0.0) == ([0, 0], 0)
+    assert one("bernoulli", 1.0) == ([0, 0], 1)
+    assert one("bernoulli", 2.75) == ([0, 0], 2)
+    assert one("bernoulli", 2.75, most=1) == ([0, 0], 1)
+    assert one(lambda key, expected: jnp.ceil(expected), 2.25) == ([0, 0], 3)
+
+
+def test_drawn_with_the_fraction_as_probability():
+    keys = jax.random.split(KEY, 4000)
+    draw = jax.jit(jax.vmap(lambda key: owed("bernoulli", jnp.zeros(2), jnp.float32(0.3), jnp.int32(9), key)[1]))
+    assert abs(np.mean(draw(keys)) - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+
+
+def test_rounding_error_of_the_sum_is_carried_along():
+    """Near 1, float32 numbers are 6e-8 apart: 1e-8 added a thousand times must still be 1e-5."""
+
+    def step(accumulator, _):
+        return owed("accumulate", accumulator, jnp.float32(1e-8), jnp.int32(9), KEY)[0], None
+
+    after, _ = jax.lax.scan(step, jnp.array([0.75, 0.0]), length=1000)
+    np.testing.assert_allclose(after[0], 0.75001, rtol=0, atol=1e-7)
