@@ -31,9 +31,9 @@ from absl import flags
 
 from launch.cli import run_cli
 from launch.config.experiment import MOST_STEPS, Plan, experiment_of, resolve
-from launch.engine.bins import means, unpacked
 from launch.errors import InputError
 from launch.figures.bodies import Moves, Panel, geoms_of, moving
+from launch.storage.bins import means, unpacked
 from launch.storage.checkpoint import Checkpoints, Saved
 from launch.storage.durable import storing
 from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run

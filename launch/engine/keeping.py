@@ -11,11 +11,11 @@ import jax
 
 from launch.config.experiment import Job, Plan, lane_keys
 from launch.config.syntax import Every
-from launch.engine.bins import Arrays, measured
 from launch.engine.job_program import hyper_arrays, load_data
 from launch.engine.lanes import Unit
 from launch.engine.programs import Program
 from launch.errors import InputError
+from launch.storage.bins import Arrays, measured
 from launch.storage.checkpoint import Checkpoints, describe
 
 TEN_MINUTES = Every(seconds=600.0)

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.analysis.lives import PREFIX, gathered
 from launch.config.experiment import Plan
 from launch.config.syntax import without
 from launch.engine import hosts
-from launch.engine.bins import Arrays
 from launch.engine.job_program import data_digest
 from launch.engine.keeping import Keeping, forget, seconds_spent
 from launch.engine.lanes import Unit
 from launch.engine.programs import task_key
 from launch.engine.resume import Work, entries_of
 from launch.errors import InputError
+from launch.storage.bins import Arrays
 from launch.storage.machine import commit, machine, versions
+from launch.storage.replacements import PREFIX, gathered
 from launch.storage.run_folder import CHECKPOINTS, Run, read_run, write_meta, write_run
 from plastic_jax.replacement import replacement_log
 from tasks.base import Environment

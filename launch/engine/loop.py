@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.engine.bins import Bins, grown
 from launch.engine.devices import Parallel, spread
-from launch.engine.programs import Mean, Metrics, Program
+from launch.engine.programs import Metrics, Program
+from launch.storage.bins import Bins, Mean, grown
 
 LONGEST_CHUNK = 10_000
 

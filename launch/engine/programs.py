@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from launch.storage.bins import Mean
 from plastic_jax.lanes import any_lane
 from plastic_jax.learners.ppo import PPO, Environments
 from plastic_jax.learners.supervised import SupervisedLearner
@@ -20,13 +21,6 @@ DIVERGED = 1e6
 
 SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude",)
 """Diagnostics that do not depend on what the network is shown."""
-
-
-class Mean(NamedTuple):
-    """A mean in the making: 0-d float32 sum and number of values."""
-
-    sum: jax.Array
-    count: jax.Array
 
 
 Metrics = dict[str, Mean]

@@ -17,7 +17,6 @@ import jax
 from launch.config.branch import check_readable
 from launch.config.experiment import Experiment, Plan, resolve
 from launch.engine import hosts
-from launch.engine.bins import Arrays
 from launch.engine.devices import Parallel
 from launch.engine.job_program import job_program, load_data
 from launch.engine.keeping import KEEPING, Keeping, Place, finished
@@ -28,6 +27,7 @@ from launch.engine.resume import Block, Resume, Work, check_resume, work_of
 from launch.engine.stopping import Stop, Stopped, blocked_for_children
 from launch.engine.work import Devices, run_units
 from launch.errors import InputError
+from launch.storage.bins import Arrays
 from launch.storage.locks import LOCK, locked
 from launch.storage.run_folder import CHECKPOINTS, RUN, Run
 

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch.analysis.lives import PREFIX
 from launch.config.experiment import Job, Lane, Plan, lane_keys
 from launch.config.syntax import Every
 from launch.engine import hosts
-from launch.engine.bins import Arrays, joined, measured, packed, unpacked
 from launch.engine.branching import source_lanes
 from launch.engine.devices import AXIS, Parallel, part, put_data, put_lanes, put_state
 from launch.engine.job_program import hyper_arrays, job_program, load_data
@@ -25,9 +23,11 @@ from launch.engine.processes import Report
 from launch.engine.programs import Program, continued
 from launch.engine.resume import entries_of
 from launch.engine.stopping import Stop, Stopped
+from launch.storage.bins import Arrays, joined, measured, packed, unpacked
 from launch.storage.checkpoint import Checkpoints, Saved, format_versions
 from launch.storage.locks import LOCK, locked
 from launch.storage.machine import commit
+from launch.storage.replacements import PREFIX
 from plastic_jax.replacement import replacement_log
 
 NEVER = Keeping(Every())

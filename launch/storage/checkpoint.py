@@ -7,6 +7,7 @@ of it is on the disk. orbax keeps no checksums of its own: without the manifest 
 unnoticed.
 """
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -124,7 +125,9 @@ class Checkpoints:
         """The arrays of one checkpoint, where there is one and all of it verifies; its pytree is not read."""
         self.wait()
         path = self.folder / str(step)
-        return None if verify(path) else _read_arrays(path)
+        with contextlib.suppress(FileNotFoundError):  # removed by the process that runs the unit
+            return None if verify(path) else _read_arrays(path)
+        return None
 
     def latest_good(
         self,

@@ -1,8 +1,9 @@
 """A run on disk: `DIR/<label>/` holds `run.json`, `metrics.npz` and, once the run is over, an empty `DONE`.
 
 `metrics.npz` holds `step` int64 [bin] (the step at which the bin ends, exclusive), `count` int64 [bin] (steps in the
-bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no measurement. A run with unit biographies has
-`lives.npz` beside it, see `launch.lives`.
+bin) and one float64 [lane, bin] array per metric, NaN where a bin holds no measurement. A run with a replacement log
+has `lives.npz` beside it, see `launch.storage.replacements`. A run under way has no `metrics.npz`; what it has measured
+so far lies in its checkpoints, from which `read_run(folder, partial=True)` reads it.
 """
 
 import itertools
@@ -12,12 +13,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from launch.errors import InputError
+from launch.storage.bins import measured
 from launch.storage.durable import replacing, storing, sync
+from launch.storage.replacements import PREFIX
 
 SCHEMA = 1
 RUN, METRICS, LIVES, DONE, CHECKPOINTS = "run.json", "metrics.npz", "lives.npz", "DONE", "checkpoints"
@@ -27,12 +30,27 @@ REQUIRED = ("label", "method", "task", "settings", "lanes")
 SHOWN_ENTRIES = 6
 
 
+class Progress(NamedTuple):
+    """How far a run under way is: steps done by each lane read, int64 [lane]; steps and lanes of the whole run."""
+
+    done: np.ndarray
+    steps: int
+    lanes: int
+
+    def __str__(self) -> str:
+        low, high = int(self.done.min()), int(self.done.max())
+        steps = f"{high}" if low == high else f"{low} to {high}"
+        return f"partial: {len(self.done)} of {self.lanes} lanes, {steps} of {self.steps} steps"
+
+
 @dataclass(frozen=True)
 class Run:
     """One label of a run folder: what was run, and what was measured.
 
     `meta` is `run.json` with `finished` (whether `DONE` stands) and `folder` added; `step` and `count` are int64
-    [bin]; `metrics` maps a name to float64 [lane, bin]; `lives` are the unit biographies, as in `launch.lives`, if any.
+    [bin]; `metrics` maps a name to float64 [lane, bin]; `lives` is the replacement log, as in
+    `launch.storage.replacements`, if any. `progress` is set where the run is under way: it holds the lanes that have a
+    checkpoint, with NaN in bins that a lane has not completed, and no replacement log.
     """
 
     label: str
@@ -41,6 +59,7 @@ class Run:
     count: np.ndarray
     metrics: dict[str, np.ndarray]
     lives: dict[str, np.ndarray] | None = None
+    progress: Progress | None = None
 
     @property
     def lanes(self) -> list[dict[str, Any]]:
@@ -210,10 +229,17 @@ def seeds_text(seeds: Iterable[int]) -> str:
     return ",".join(parts)
 
 
-def read_run(folder: Path | str) -> Run:
-    """Read one label's folder; InputError where it is missing, damaged, of another schema, or not over."""
+def read_run(folder: Path | str, partial: bool = False) -> Run:
+    """Read one label's folder; with `partial`, from the checkpoints where the run is under way.
+
+    Raises:
+        InputError: it is missing, damaged, of another schema, or not over; with `partial`, no checkpoint of it holds a
+            complete bin.
+    """
     folder, meta = Path(folder), read_meta(folder)
     if not (folder / METRICS).is_file():
+        if partial and "units" in meta:
+            return _read_partial(folder, meta)
         if "units" in meta:
             raise InputError(f"{folder}: not over yet; python -m launch.inspect {folder} says how far it is")
         raise InputError(f"{folder}: no {METRICS} in it; it holds {_contents(folder)}")
@@ -224,6 +250,52 @@ def read_run(folder: Path | str) -> Run:
     metrics = {name: values for name, values in arrays.items() if name not in AXES}
     lives = _read(folder / LIVES, _load) if (folder / LIVES).is_file() else None
     return Run(str(meta["label"]), meta, arrays["step"], arrays["count"], metrics, lives)
+
+
+def _read_partial(folder: Path, meta: dict[str, Any]) -> Run:
+    """A run under way from the newest good checkpoint of each of its units."""
+    size, total = int(meta["settings"]["bin"]), max(meta["settings"]["steps"], meta.get("begun_steps", 0))
+    step = np.minimum(np.arange(1, -(-total // size) + 1) * size, total)
+    lanes, done, diverged, parts = [], [], [], []
+    for unit, here in zip(unit_folders(folder, meta), lanes_by_unit(meta), strict=True):
+        found = _newest_measured(unit)
+        if found is None:
+            continue
+        at, arrays = found
+        diverged += [len(lanes) + int(i) for i in np.flatnonzero(arrays.pop("diverged"))]
+        lanes, done = [*lanes, *here], [*done, *[at] * len(here)]
+        parts.append({name: _completed(v, step, at) for name, v in arrays.items() if not name.startswith(PREFIX)})
+    bins = int(np.searchsorted(step, max(done, default=0), side="right"))
+    if not bins:
+        raise InputError(
+            f"{folder}: under way, and no checkpoint holds a complete bin of {size} steps; "
+            f"python -m launch.inspect {folder} says how far it is"
+        )
+    metrics = {name: np.concatenate([part[name] for part in parts])[:, :bins] for name in parts[0]}
+    progress = Progress(np.array(done, np.int64), total, len(meta["lanes"]))
+    meta = meta | {"lanes": lanes, "diverged": diverged}
+    return Run(meta["label"], meta, step[:bins], np.diff(step[:bins], prepend=0), metrics, progress=progress)
+
+
+def _newest_measured(unit: Path) -> tuple[int, dict[str, np.ndarray]] | None:
+    """Step, means and other arrays of a unit's newest good checkpoint; `None` where there is none."""
+    from launch.storage.checkpoint import Checkpoints  # imports JAX, which finished runs are read without
+
+    store = Checkpoints(unit)
+    for _ in range(3):  # its process may remove a checkpoint while this one reads it, but only after a newer one
+        for step in reversed(store.steps()):
+            arrays = store.arrays(step)
+            if arrays is not None:
+                return step, measured(arrays)
+    return None
+
+
+def _completed(values: np.ndarray, step: np.ndarray, done: int) -> np.ndarray:
+    """Means [lane, bin] at the bins that end at `step`, NaN in those that end after `done`."""
+    found = np.full((len(values), len(step)), np.nan)
+    number = min(values.shape[1], int(np.searchsorted(step, done, side="right")))
+    found[:, :number] = values[:, :number]
+    return found
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -241,21 +313,32 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         raise InputError(f"{path}: cannot be read, truncated or damaged ({reason})") from error
 
 
-def read_runs(directory: Path | str) -> dict[str, Run]:
+def read_runs(directory: Path | str, partial: bool = False) -> dict[str, Run]:
     """Every run in `directory` by label, sorted; a folder that is itself one run counts as a single one.
 
-    Runs on their way are left out where others are over. Raises InputError where the folder is missing, holds no run,
-    or one of its runs is damaged.
+    Runs under way are read from their checkpoints with `partial`, and else left out where others are over.
+
+    Raises:
+        InputError: the folder is missing, holds no run that can be read, or one of its runs is damaged.
     """
     folders = label_folders(Path(directory))
-    over = [folder for folder in folders if (folder / METRICS).is_file() or "units" not in read_meta(folder)]
     runs: dict[str, Run] = {}
-    for folder in over or folders:
-        run = read_run(folder)
+    for folder in [folder for folder in folders if _is_readable(folder, partial)] or folders:
+        run = read_run(folder, partial)
         if run.label in runs:
             raise InputError(f"{folder}: second run with the label '{run.label}' in {directory}")
         runs[run.label] = run
     return runs
+
+
+def _is_readable(folder: Path, partial: bool) -> bool:
+    """Whether a run is over, or with `partial` has a checkpoint with a complete bin."""
+    if (folder / METRICS).is_file() or "units" not in (meta := read_meta(folder)):
+        return True
+    if not partial:
+        return False
+    steps = (int(p.name) for unit in unit_folders(folder, meta) for p in unit.glob("*/") if p.name.isdecimal())
+    return max(steps, default=0) >= int(meta["settings"]["bin"])
 
 
 def _contents(folder: Path) -> str:

@@ -13,7 +13,6 @@ from launch import train
 from launch import units as command
 from launch.analysis.lives import (
     Lifetimes,
-    gathered,
     group_names,
     lifetimes,
     survival,
@@ -22,6 +21,7 @@ from launch.analysis.lives import (
 )
 from launch.config.experiment import branched
 from launch.errors import InputError
+from launch.storage.replacements import gathered
 from launch.storage.run_folder import read_run, write_run
 from launch.units import table, units, with_history
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from launch.config.experiment import Experiment, lane_keys, resolve
-from launch.engine import bins, loop
+from launch.engine import loop
 from launch.engine.job_program import hyper_arrays, job_program
-from launch.engine.programs import Mean, Program
+from launch.engine.programs import Program
+from launch.storage import bins
+from launch.storage.bins import Mean
 
 ONE = jnp.float32(1)
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import launch
-from launch.analysis.lives import PREFIX
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import METHODS
 from launch.config.registry import TASKS
@@ -26,6 +25,7 @@ from launch.engine.work import Place, run_units
 from launch.errors import InputError
 from launch.storage import checkpoint
 from launch.storage.durable import StorageError
+from launch.storage.replacements import PREFIX
 from launch.storage.run_folder import CHECKPOINTS, DONE, METRICS, RUN
 from tests.launch import tiny
 

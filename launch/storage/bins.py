@@ -1,12 +1,20 @@
-"""Metrics in bins of steps: sums and counts in the host's memory, their means, and their form in a checkpoint."""
+"""Metrics in bins of steps: sums and counts in host memory, their means, and how a checkpoint stores them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.engine.programs import Mean
-
 Arrays = dict[str, np.ndarray]
+
+
+class Mean(NamedTuple):
+    """A mean in the making: sum and number of values, 0-d float32 in a program, float64 `[lane, bin]` on the host."""
+
+    sum: Any
+    count: Any
+
+
 Bins = dict[str, Mean]
 """Per metric, sums and counts, float64 `[lane, bin]`."""
 
@@ -43,7 +51,7 @@ def packed(bins: Mapping[str, Mean], rows: slice) -> Arrays:
 
 
 def unpacked(arrays: Mapping[str, np.ndarray], lanes: int) -> Bins:
-    """The bins of `lanes` lanes out of a checkpoint's arrays; those that only fill up repeat the last one."""
+    """The bins of `lanes` lanes from a checkpoint's arrays; padding lanes repeat the last one."""
     names = [name.removeprefix(SUM) for name in arrays if name.startswith(SUM)]
 
     def filled(values: np.ndarray) -> np.ndarray:
