@@ -8,12 +8,14 @@ import jax.numpy as jnp
 
 from plastic_jax.units import jaxprs
 from plastic_jax.units.groups import Tap
-from plastic_jax.units.story import EVERY, Place
+from plastic_jax.units.story import CONSTANTS, EVERY, INPUTS, OUTPUTS, Place
 from plastic_jax.units.views import View
 
 
-def evaluate(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], taps: Sequence[Tap]) -> tuple[list[Any], list[Any]]:
-    """The program's outputs, and the features at `taps`.
+def evaluate(
+    closed: jaxprs.ClosedJaxpr, args: Sequence[Any], taps: Sequence[Sequence[Tap]], axes: Sequence[tuple[int, ...]]
+) -> tuple[list[Any], list[jax.Array]]:
+    """The program's outputs, and the features at `taps`, with the units and their copies on `axes`.
 
     Every equation is evaluated as it stands: custom derivatives stay whole; jit, remat and scan are entered only if a
     feature lies within.
@@ -21,10 +23,39 @@ def evaluate(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], taps: Sequence[Tap
     Raises:
         NotImplementedError: a feature lies where no further output can be had: a custom derivative, a branch.
     """
-    places = list(dict.fromkeys(tap.place for tap in taps))
+    places = list(dict.fromkeys(tap.place for group in taps for tap in group))
     outputs, values = _run(closed, args, places)
     found = dict(zip(places, values, strict=True))
-    return outputs, [_viewed(found[tap.place], tap.view, tap.leading) for tap in taps]
+    features = [[(_viewed(found[tap.place], tap.view, tap.leading), tap.axes) for tap in group] for group in taps]
+    return outputs, [joined(values, wanted) for values, wanted in zip(features, axes, strict=True)]
+
+
+def joined(values: Sequence[tuple[jax.Array, tuple[int, ...]]], axes: tuple[int, ...]) -> jax.Array:
+    """Values of the same units at several uses as one array, in which every element counts as much as in theirs.
+
+    Equal shapes are stacked on a new first axis; others become one axis of samples.
+
+    Args:
+        values: each with the axes of the unit and its copies, counted from the end.
+        axes: the same of the result. `(-1,)` has copies among the samples.
+    """
+    same = all(its == axes for _, its in values)
+    if same and len(values) == 1:
+        return values[0][0]
+    if same and len({value.shape for value, _ in values}) == 1:
+        return jnp.stack([value for value, _ in values])
+    samples = [_samples(value, its, len(axes)) for value, its in values]
+    together = jnp.concatenate(samples)
+    sizes = {axis: together.shape[1 + i] for i, axis in enumerate(axes)}
+    together = jnp.transpose(together, (0, *(1 + axes.index(axis) for axis in sorted(axes))))
+    return together.reshape(-1, *(sizes.get(axis, 1) for axis in range(min(axes), 0)))
+
+
+def _samples(value: jax.Array, axes: tuple[int, ...], kept: int) -> jax.Array:
+    """`[samples, width]` for one axis that is kept, with copies among the samples; else `[samples, width, *copies]`."""
+    moved = jnp.moveaxis(value, axes if kept > 1 else axes[:1], range(-len(axes) if kept > 1 else -1, 0))
+    copies = moved.shape[moved.ndim - len(axes) + 1 :] if kept == len(axes) else (-1,)
+    return moved.reshape(-1, value.shape[axes[0]], *(copies if kept > 1 else ()))
 
 
 def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place]) -> tuple[list[Any], list[Any]]:
@@ -44,13 +75,13 @@ def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place
             outputs, inner = _enter(eqn, [_read(env, atom) for atom in eqn.invars], within)
             env.update(zip(eqn.outvars, outputs, strict=True))
             found |= dict(zip(within, inner, strict=True))
-    found |= {place: env[variable] for place, variable in here.items()}
+    found |= {place: _read(env, variable) for place, variable in here.items()}
     return [_read(env, atom) for atom in jaxpr.outvars], [found[place] for place in places]
 
 
 def _variable(jaxpr: Any, place: Place) -> Any:
-    groups = {-1: jaxpr.invars, -2: jaxpr.constvars}
-    return (groups[place.equation] if place.equation < 0 else jaxpr.eqns[place.equation].outvars)[place.output]
+    own = {INPUTS: jaxpr.invars, CONSTANTS: jaxpr.constvars, OUTPUTS: jaxpr.outvars}
+    return (own[place.equation] if place.equation < 0 else jaxpr.eqns[place.equation].outvars)[place.output]
 
 
 def _read(env: dict[Any, Any], atom: Any) -> Any:

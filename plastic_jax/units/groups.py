@@ -1,6 +1,7 @@
 """From the story of a model's channels to groups of units, each with the slices of parameters that are its own."""
 
 import bisect
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,17 +12,25 @@ from plastic_jax.units import labels
 from plastic_jax.units.bundles import Bundle, Bundles, bundles
 from plastic_jax.units.graph import Slice, UnitGroup
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import EVERY, Entering, Leaf, Made, Place, Reading, Story
+from plastic_jax.units.story import CLOSED, EVERY, Entering, Leaf, Made, Path, Place, Reading, Story, Use
 from plastic_jax.units.views import Irregular, View, view_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """Where a group's feature is found; `leading` axes of loops over time come before those of the view."""
+    """Where values of a group are found.
+
+    Attributes:
+        place: the value.
+        view: its axes, after `leading` axes of loops over time.
+        leading: number of these.
+        axes: the axes of the unit and its copies, counted from the end.
+    """
 
     place: Place
     view: View
     leading: int
+    axes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +40,14 @@ class Found:
     Attributes:
         groups: the groups of units.
         left_out: those that cannot be replaced unit by unit.
-        taps: the features of `groups`.
+        taps: for each of `groups`, where its features are found: one value for every use.
         running: numbers of the outputs that are running statistics.
         alone: names of the groups whose units are made by their incoming slices and by nothing else.
     """
 
     groups: tuple[UnitGroup, ...]
     left_out: tuple[UnitGroup, ...]
-    taps: tuple[Tap, ...]
+    taps: tuple[tuple[Tap, ...], ...]
     alone: frozenset[str]
     running: frozenset[int]
 
@@ -93,8 +102,8 @@ class _Finder:
         self.biases = _biases(story)
         self.common = self.shared_leaves()
 
-    def group(self, number: int) -> tuple[UnitGroup | None, Tap | None]:
-        """A bundle as a group, and its feature; no feature if it is left out, no group if it is linear."""
+    def group(self, number: int) -> tuple[UnitGroup | None, tuple[Tap, ...] | None]:
+        """A bundle as a group, and its features; no feature if it is left out, no group if it is linear."""
         bundle = self.bundles.all[number]
         stream = _is_stream(self.story, bundle)
         active = [n for n in bundle.readings if self.passed(self.story.readings[n].made, number)]
@@ -111,7 +120,7 @@ class _Finder:
             incoming = [self.slice(o) for o in making if o.leaf[0] == "params"]
             variables = [self.slice(o) for o in making if o.leaf[0] == "variables" and o.role in ("mean", "var")]
             outgoing = [self.slice(o) for o in reading if o.leaf[0] == "params"]
-            tap, feature_axes, copies = self.tap(number, active)
+            taps = self.taps(number, active)
         except Irregular:
             return dataclasses.replace(blank, note="its units do not lie on axes of their own in every array"), None
         if not outgoing or not any(s.role == "kernel" for s in incoming):
@@ -120,16 +129,16 @@ class _Finder:
         group = UnitGroup(
             name=name if bundle.mark is None else f"{name}:{self.story.marks[bundle.mark][0]}",
             width=len(bundle.units),
-            copies=copies,
+            copies=taps[0].view.copies if len({t.view.copies for t in taps}) == 1 else 1,
             incoming=tuple(sorted(dict.fromkeys(incoming), key=lambda s: s.role != "kernel")),
             outgoing=tuple(dict.fromkeys(outgoing)),
             variables=tuple(dict.fromkeys(variables)),
-            feature_axes=feature_axes,
+            feature_axes=common_axes(taps),
             activation=self.activation(number, active),
             function_preserving=not reasons,
             note="; ".join(reasons),
         )
-        return group, tap
+        return group, taps
 
     def making(self, number: int) -> list[_Owned]:
         """What makes the units; what several of them share belongs to none."""
@@ -184,23 +193,60 @@ class _Finder:
             bias = next((b[1] for b in found if self.shapes[b] == self.shapes[leaf][-1:]), None)
         return Slice(leaf[1], view.shape, view.unit_dims, role, view.copy_dims, view.window, bias)  # pyright: ignore
 
-    def tap(self, number: int, active: Sequence[int]) -> tuple[Tap, tuple[int, ...], int]:
-        """The feature: what the first reader outside of loops reads, or the first in one, or what is marked by hand."""
+    def taps(self, number: int, active: Sequence[int]) -> tuple[Tap, ...]:
+        """The values of the units, one for every use of what makes them; or what is marked by hand.
+
+        A use is an evaluation of a contraction that makes the units: a network applied twice has two, a recurrent cell
+        one for every step. Of several readers of the same use the first one counts that lies in the fewest loops.
+        """
         mark = self.bundles.all[number].mark
         if mark is not None:
             _, place, shape, made = self.story.marks[mark]
-        else:
-            depth = lambda r: len([step for step in r.place.path if step[1] is not None])  # noqa: E731
-            reading: Reading = min((self.story.readings[n] for n in active), key=depth)
-            place, shape, made = reading.place, reading.shape, reading.made
+            return (self.tap(number, place, shape, made),)
+        loops = lambda r: [run for _, run in r.place.path if run is not None]  # noqa: E731
+        readings = [self.story.readings[n] for n in active]
+        open_ = [r for r in readings if CLOSED not in loops(r)] or readings
+        uses = {id(r): self.uses(r, number) for r in open_}
+        chosen: list[Reading] = []
+        seen: dict[tuple[Path, int], list[Use]] = {}
+        for reading in sorted(open_, key=lambda r: (all(use.parts for use in uses[id(r)]), len(loops(r)))):
+            new = [u for u in uses[id(reading)] if not any(s.covers(u) for s in seen.get(u[:2], ()))]
+            if new or not chosen:
+                chosen.append(reading)
+                for use in new:
+                    seen.setdefault(use[:2], []).append(use)
+        times = collections.Counter(use for r in chosen for use in uses[id(r)])
+        for reading in chosen[:-1]:  # what a later one shows too: a stack of all steps
+            if all(times[use] > 1 for use in uses[id(reading)]):
+                chosen.remove(reading)
+                times.subtract(uses[id(reading)])
+        places = {r.place: r for r in chosen}
+        return tuple(self.tap(number, r.place, r.shape, r.made) for r in places.values())
+
+    def uses(self, reading: Reading, number: int) -> set[Use]:
+        """The evaluations that made the bundle's channels in what is read."""
+        sources = self.bundles.all[number].sources
+        return {use for source, made in reading.made.items() if source in sources for use in made.uses}
+
+    def tap(self, number: int, place: Place, shape: tuple[int, ...], made: Mapping[int, Made]) -> Tap:
+        """Where the units lie in a value."""
         owners = (self.bundles.units(m.channel, number) for m in made.values())
         view = view_of(labels.compressed(next(o for o in owners if (o >= 0).any())), shape)
-        tap = Tap(place, view, sum(step[1] == EVERY for step in place.path))
-        copies = labels.size([view.shape[d] for d in view.copy_dims])
         if len(view.unit_dims) > 1:
             axes = tuple(range(-1 - len(view.copy_dims), 0))
-            return tap, (axes[-1], *axes[:-1]), copies
-        return tap, tuple(d - len(view.shape) for d in (*view.unit_dims, *view.copy_dims)), copies
+            axes = (axes[-1], *axes[:-1])
+        else:
+            axes = tuple(d - len(view.shape) for d in (*view.unit_dims, *view.copy_dims))
+        return Tap(place, view, sum(step[1] == EVERY for step in place.path), axes)
+
+
+def common_axes(taps: Sequence[Tap]) -> tuple[int, ...]:
+    """The axes of the unit and its copies in the features of several taps together, see `features.joined`."""
+    if len({tap.axes for tap in taps}) == 1 and (
+        len(taps) == 1 or sorted(taps[0].axes) == [*range(-len(taps[0].axes), 0)]
+    ):
+        return taps[0].axes
+    return (-1,) if len({tap.view.copies for tap in taps}) > 1 or len(taps[0].axes) == 1 else (-2, -1)
 
 
 def _biases(story: Story) -> dict[int, list[Leaf]]:

@@ -14,6 +14,7 @@ __all__ = [
     "Literal",
     "body",
     "closed",
+    "closed_off",
     "fingerprint",
     "inner",
     "line_of",
@@ -42,6 +43,11 @@ def body(eqn: JaxprEqn) -> ClosedJaxpr | None:
         return None
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     return next((closed(eqn.params[name]) for name in names if name in eqn.params), None)
+
+
+def closed_off(eqn: JaxprEqn) -> bool:
+    """Whether what an equation calls cannot give more outputs: a custom derivative."""
+    return eqn.primitive.name in _CUSTOM
 
 
 def closed(jaxpr: Any) -> ClosedJaxpr:

@@ -13,6 +13,41 @@ Leaf = tuple[str, str]
 
 EVERY = -1
 """All runs through a loop: the value has an axis more, of its length."""
+CLOSED = -2
+"""What cannot give more outputs: a custom derivative, a branch, a loop of unknown length."""
+INPUTS, CONSTANTS, OUTPUTS = -1, -2, -3
+"""In place of an equation's number: the variables of the program itself."""
+
+
+Path = tuple[tuple[int, int | None], ...]
+"""The equations that lead into nested programs, see `Place`."""
+
+
+class Use(NamedTuple):
+    """One evaluation of a contraction.
+
+    Attributes:
+        path: as in `Place`.
+        equation: its number.
+        parts: the slices (path and equation) and loops (path alone) that let a part of its results through.
+    """
+
+    path: Path
+    equation: int
+    parts: frozenset[tuple[Path, int | None]] = frozenset()
+
+    def covers(self, other: "Use") -> bool:
+        """Whether all that is left of another use is left of this one."""
+        return (self.path, self.equation) == (other.path, other.equation) and self.parts <= other.parts
+
+
+Uses = frozenset[Use]
+
+
+def last(uses: Uses) -> Uses:
+    """Of several uses that are added up or chosen from, the last in the program: what a recurrent cell makes now."""
+    when = lambda use: ([(at, -3 if run is None else run) for at, run in use.path], use.equation, -len(use.parts))  # noqa: E731
+    return uses if len(uses) < 2 else frozenset([max(uses, key=when)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +57,25 @@ class Made:
     Attributes:
         channel: number of the channel at every element.
         activation: name of the first nonlinearity that it passed; `None` while it is linear in the contraction.
+        uses: the evaluations of the contraction.
     """
 
     channel: Labels
     activation: str | None = None
+    uses: Uses = frozenset()
+
+    def at(self, channel: Labels) -> "Made":
+        """The same after the channels have moved."""
+        return Made(channel, self.activation, self.uses)
+
+    def passed(self, activation: str | None) -> "Made":
+        """The same after a nonlinearity."""
+        return Made(self.channel, self.activation or activation, self.uses)
+
+    def part(self, by: tuple[Path, int | None], within: Path = ()) -> "Made":
+        """The same after a slice or a loop that not all results of the uses within a program pass."""
+        uses = (u._replace(parts=u.parts | {by}) if u.path[: len(within)] == within else u for u in self.uses)
+        return Made(self.channel, self.activation, frozenset(uses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +147,7 @@ class Value:
 
     def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
         """The value after data movement: `move` maps label arrays."""
-        made = {s: Made(move(m.channel), m.activation) for s, m in self.made.items()}
+        made = {s: m.at(move(m.channel)) for s, m in self.made.items()}
         entries = {
             leaf: dataclasses.replace(e, index=tuple(i if i is None else move(i) for i in e.index))
             for leaf, e in self.entries.items()
@@ -127,12 +177,13 @@ class Place:
 
     Attributes:
         path: the equations that lead into nested programs: the number of the equation, and `None` for a call, the
-            number of the run for a loop over layers, `EVERY` for a loop over time.
-        equation: the equation that gives the value; -1 for an input of the innermost program, -2 for a constant.
+            number of the run for a loop over layers, `EVERY` for a loop over time, `CLOSED` for what gives no more
+            outputs.
+        equation: the equation that gives the value; or `INPUTS`, `CONSTANTS` or `OUTPUTS` of the innermost program.
         output: which of its outputs.
     """
 
-    path: tuple[tuple[int, int | None], ...]
+    path: Path
     equation: int
     output: int
 
@@ -205,14 +256,16 @@ class Frame:
         names: of the jitted functions around.
         above: the level above.
         outer: what a variable is called one level up, and whether it is a slice of that along the first axis.
+        carried: of the inputs of a loop's body that begin as constants, which output is their next value.
         where: which equation gives a variable, and as which output.
         at: number of the equation that is being followed, `eqn`.
     """
 
-    path: tuple[tuple[int, int | None], ...] = ()
+    path: Path = ()
     names: tuple[str, ...] = ()
     above: "Frame | None" = None
     outer: Mapping[Any, tuple[Any, bool]] = dataclasses.field(default_factory=dict)
+    carried: Mapping[Any, int] = dataclasses.field(default_factory=dict)
     where: dict[Any, tuple[int, int]] = dataclasses.field(default_factory=dict)
     at: int = 0
     eqn: Any = None

@@ -79,11 +79,13 @@ def trace_units(
 
     def forward(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
         closed, output, found = look(args)
-        outputs, features = evaluate(closed, jax.tree.leaves(args), found.taps)
         names = [group.name for group in found.groups]
+        axes = [form.get(group.name, group.feature_axes) for group in found.groups]
+        outputs, features = evaluate(closed, jax.tree.leaves(args), found.taps, axes)
         return jax.tree.unflatten(jax.tree.structure(output), outputs), dict(zip(names, features, strict=True))
 
     _, _, found = look(args)
+    form = {group.name: group.feature_axes for group in found.groups}
     graph = UnitGraph(found.groups, forward, found.left_out)
     if check:
         check_graph(graph, args, len(inputs), found.alone, found.running)

@@ -1,6 +1,7 @@
 """Finds the axes on which units lie in an array."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,11 @@ class View:
     shape: tuple[int, ...]
     unit_dims: tuple[int, ...]
     copy_dims: tuple[int, ...]
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of each unit."""
+        return math.prod(self.shape[d] for d in self.copy_dims)
 
 
 class Irregular(Exception):

@@ -7,6 +7,7 @@ to channels and entries is a function in `plastic_jax.units.rules`.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,21 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entering, Frame, Leaf, Made, Place, Story, Value, clearest
+from plastic_jax.units.story import (
+    CLOSED,
+    CONSTANTS,
+    INPUTS,
+    OUTPUTS,
+    Entering,
+    Frame,
+    Leaf,
+    Made,
+    Place,
+    Story,
+    Value,
+    clearest,
+    last,
+)
 
 Rule = Callable[["Walk", jaxprs.JaxprEqn, list[Value], Frame], list[Value]]
 """What one operation does to channels and parameters."""
@@ -41,8 +56,8 @@ class Walk:
         jaxpr = closed.jaxpr
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
         env |= {v: Value(tuple(np.shape(c))) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
-        frame.where = {v: (-1, i) for i, v in enumerate(jaxpr.invars)}
-        frame.where |= {v: (-2, i) for i, v in enumerate(jaxpr.constvars)}
+        frame.where = {v: (INPUTS, i) for i, v in enumerate(jaxpr.invars)}
+        frame.where |= {v: (CONSTANTS, i) for i, v in enumerate(jaxpr.constvars)}
 
         def read(atom: Any) -> Value:
             return Value(tuple(np.shape(atom.val))) if isinstance(atom, jaxprs.Literal) else env[atom]
@@ -75,7 +90,8 @@ class Walk:
         """Follows what an equation calls; of some calls the first arguments are not the body's."""
         n = len(inner.jaxpr.invars)
         outer = {v: (a, False) for v, a in zip(inner.jaxpr.invars, eqn.invars[len(values) - n :], strict=True)}
-        return self.run(inner, values[len(values) - n :], frame.below(outer, name=str(eqn.params.get("name", ""))))
+        run = CLOSED if jaxprs.closed_off(eqn) else None
+        return self.run(inner, values[len(values) - n :], frame.below(outer, run, str(eqn.params.get("name", ""))))
 
     def merged(self, values: list[Value], add: bool) -> dict[int, Made]:
         """The channels of all values, those that meet marked as one unit."""
@@ -85,7 +101,7 @@ class Walk:
             for source, new in value.made.items():
                 old = out.get(source)
                 if old is not None and np.array_equal(old.channel, new.channel):
-                    out[source] = Made(old.channel, old.activation or new.activation)
+                    out[source] = Made(old.channel, old.activation or new.activation, last(old.uses | new.uses))
                     continue
                 for other in met:
                     self.same(labels.together(other.channel, new.channel))
@@ -94,7 +110,7 @@ class Walk:
                 elif old is not None:
                     both = np.broadcast_arrays(old.channel, new.channel)
                     channel = labels.compressed(np.where(both[0] >= 0, both[0], both[1]))
-                    out[source] = Made(channel, old.activation or new.activation)
+                    out[source] = Made(channel, old.activation or new.activation, last(old.uses | new.uses))
                 else:
                     out[source] = new
         if add:
@@ -147,15 +163,20 @@ class Walk:
     def hoisted(
         self, atom: Any, shape: tuple[int, ...], made: dict[int, Made], frame: Frame
     ) -> tuple[Place, tuple[int, ...], dict[int, Made]]:
-        """The same value at the outermost level that has it."""
+        """The same value at the outermost level that has it; what a loop carries, as what every step hands on."""
         while frame.above is not None and atom in frame.outer:
             outer, sliced = frame.outer[atom]
             if isinstance(outer, jaxprs.Literal):
                 break
             if sliced:
                 shape = tuple(outer.aval.shape)
-                made = {s: Made(m.channel[None], m.activation) for s, m in made.items()}
+                made = {s: m.at(m.channel[None]) for s, m in made.items()}
             atom, frame = outer, frame.above
+        if atom in frame.carried:
+            loop = (frame.path, None)
+            every = {s: frozenset(u._replace(parts=u.parts - {loop}) for u in m.uses) for s, m in made.items()}
+            made = {s: dataclasses.replace(m, uses=every[s]) for s, m in made.items()}
+            return Place(frame.path, OUTPUTS, frame.carried[atom]), shape, made
         return Place(frame.path, *frame.where[atom]), shape, made
 
     @contextlib.contextmanager

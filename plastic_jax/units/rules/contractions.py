@@ -8,7 +8,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Value, clearest
+from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Use, Value, clearest
 from plastic_jax.units.walk import Walk
 
 
@@ -43,7 +43,7 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
             read.append(labels.placed(channels, pairs, len(weight.shape)))
         else:
             read.append(None)
-            carried[source] = Made(labels.placed(made.channel, to, n), made.activation)
+            carried[source] = made.at(labels.placed(made.channel, to, n))
     out = (produced, lambda index: labels.placed(index, to_w, n), carried)
     return _contraction(walk, eqn, value, atom, weight, read, out, frame)
 
@@ -73,7 +73,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
         single = made.channel.size == 1 and value.shape[feature] == 1
         if made.channel.shape[feature] == 1 and not spread and not single:
             read.append(None)
-            carried[source] = Made(labels.placed(made.channel, batch | space, n), made.activation)
+            carried[source] = made.at(labels.placed(made.channel, batch | space, n))
             continue
         channels, shared = labels.one_per_place(made.channel, [feature])
         walk.same(shared)
@@ -82,7 +82,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
         if not weight.entries:
             read.append(None)
             if per_group == 1 and not spread:
-                carried[source] = Made(labels.compressed(labels.line(table[:, 0], out_feature, n)), made.activation)
+                carried[source] = made.at(labels.compressed(labels.line(table[:, 0], out_feature, n)))
             else:
                 walk.leak(value, "is mixed with other units by constants", [source])
             continue
@@ -115,7 +115,7 @@ def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
     lost = value.varied(cut)
     walk.leak(value, "is picked by an index", lost)
     made = {
-        s: Made(labels.placed(m.channel, whole, len(shape)), m.activation)
+        s: m.at(labels.placed(m.channel, whole, len(shape))).part((frame.path, frame.at))
         for s, m in value.made.items()
         if s not in lost
     }
@@ -168,7 +168,8 @@ def _contraction(
         place, shape, seen = walk.hoisted(atom, value.shape, seen, frame)
         walk.story.readings.append(Reading(place, shape, seen, source, tuple(leaves)))
     shape = jaxprs.shape(eqn.outvars[0])
-    return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)))})]
+    use = frozenset([Use(frame.path, frame.at)])
+    return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)), uses=use)})]
 
 
 def _owners(walk: Walk, weight: Value, channels: Labels) -> list[tuple[Leaf, Labels, np.ndarray]]:
@@ -196,7 +197,7 @@ def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], S
                 walk.leak(value, "meets itself along another axis", [source])
             elif source not in gone:
                 activation = made.activation or ("linear" if both else None)
-                out[source] = Made(labels.placed(made.channel, to, n), activation)
+                out[source] = made.at(labels.placed(made.channel, to, n)).passed(activation)
         if not value.depends:
             for leaf, found in value.entries.items():
                 entries[leaf] = clearest(entries.get(leaf), found.placed(to, contracted, n))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plastic_jax.units import jaxprs
-from plastic_jax.units.story import Entries, Frame, Leaf, Made, Value, clearest
+from plastic_jax.units.story import Entries, Frame, Leaf, Value, clearest
 from plastic_jax.units.walk import Walk
 
 _PASS_ON = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient", "real", "imag", "neg"}
@@ -57,7 +57,7 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     entries, running = _attach(walk, values, role, scaled, squared, name)
     made = walk.merged(values, add=name in ADD)
     if activation is not None:
-        made = {s: Made(m.channel, m.activation or activation) for s, m in made.items()}
+        made = {s: m.passed(activation) for s, m in made.items()}
     scaled |= role == "scale" and any(v.entries and not v.made for v in values)
     rescaled = role == "scale" or any(v.rescaled for v in moving)
     rows = moving[0].rows if len(moving) == 1 else ()
@@ -125,7 +125,7 @@ def _of_itself(values: Sequence[Value]) -> bool:
 
 
 def _linear_in(value: Value, big: Value) -> Value:
-    made = {s: Made(m.channel, big.made[s].activation) for s, m in value.made.items()}
+    made = {s: dataclasses.replace(m, activation=big.made[s].activation) for s, m in value.made.items()}
     return dataclasses.replace(value, made=made)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import EVERY, Frame, Made, Value
+from plastic_jax.units.story import CLOSED, EVERY, Frame, Made, Value
 from plastic_jax.units.walk import Walk
 
 
@@ -25,9 +25,13 @@ def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
         walk.leak(x, "is scanned over", x.varied([0]))
     one = [_first(x) for x in xs]
     below = frame.below(outer, EVERY)
+    new = dict(zip(inner.jaxpr.invars[n : n + m], enumerate(inner.jaxpr.outvars[:m]), strict=True))
+    handed_on = {v: (i, o) for v, (i, o) in new.items() if not carry[i].made and o not in inner.jaxpr.invars}
+    below.carried = {v: i for v, (i, _) in handed_on.items()}
     with walk.rehearsal():
-        carry = _settled(walk, carry, lambda c: walk.run(inner, [*consts, *c, *one], below)[:m])
+        carry = _settled(walk, carry, lambda c: _part(walk.run(inner, [*consts, *c, *one], below)[:m], below))
     out = walk.run(inner, [*consts, *carry, *one], below)
+    out[:m] = _part(out[:m], below)
     ys = [v.moved((length, *v.shape), lambda i: i[None]) for v in out[m:]]
     return [walk.either(a, b) for a, b in zip(carry, out[:m], strict=True)] + ys
 
@@ -55,12 +59,12 @@ def while_loop(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[
     """A loop of unknown length."""
     inner, n, c = jaxprs.closed(eqn.params["body_jaxpr"]), eqn.params["body_nconsts"], eqn.params["cond_nconsts"]
     consts, carry = values[c : c + n], values[c + n :]
-    below = frame.below({}, EVERY)
+    below = frame.below({}, CLOSED)
     with walk.rehearsal():
-        carry = _settled(walk, carry, lambda state: walk.run(inner, [*consts, *state], below))
-    out = walk.run(inner, [*consts, *carry], below)
+        carry = _settled(walk, carry, lambda state: _part(walk.run(inner, [*consts, *state], below), below))
+    out = _part(walk.run(inner, [*consts, *carry], below), below)
     test = jaxprs.closed(eqn.params["cond_jaxpr"])
-    for value in walk.run(test, [*values[:c], *carry], frame.below({}, EVERY)):
+    for value in walk.run(test, [*values[:c], *carry], frame.below({}, CLOSED)):
         walk.leak(value, "decides when a loop ends")
     return [walk.either(a, b) for a, b in zip(carry, out, strict=True)]
 
@@ -71,9 +75,15 @@ def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     walk.leak(values[0], "decides which branch is taken")
     for branch in map(jaxprs.closed, eqn.params["branches"]):
         outer = {v: (a, False) for v, a in zip(branch.jaxpr.invars, eqn.invars[1:], strict=True)}
-        out = walk.run(branch, values[1:], frame.below(outer))
+        out = walk.run(branch, values[1:], frame.below(outer, CLOSED))
         outs = out if outs is None else [walk.either(a, b) for a, b in zip(outs, out, strict=True)]
     return [dataclasses.replace(v, depends=v.depends or values[0].depends) for v in outs or []]
+
+
+def _part(carry: Sequence[Value], loop: Frame) -> list[Value]:
+    """What a loop carries, of which a later step or the program behind sees what one step made."""
+    made = [{s: m.part((loop.path, None), loop.path) for s, m in value.made.items()} for value in carry]
+    return [dataclasses.replace(value, made=m) for value, m in zip(carry, made, strict=True)]
 
 
 _ROUNDS = 256
@@ -94,7 +104,8 @@ def _same(a: Value, b: Value) -> bool:
         a.depends == b.depends
         and a.made.keys() == b.made.keys()
         and all(
-            m.activation == b.made[s].activation and np.array_equal(m.channel, b.made[s].channel)
+            (m.activation, m.uses) == (b.made[s].activation, b.made[s].uses)
+            and np.array_equal(m.channel, b.made[s].channel)
             for s, m in a.made.items()
         )
     )
@@ -114,7 +125,8 @@ def _stacked(column: Sequence[Value]) -> Value:
     for source in dict.fromkeys(s for v in column for s in v.made):
         parts = [v.made[source].channel[None] if source in v.made else None for v in column]
         name = next((v.made[source].activation for v in column if source in v.made), None)
-        made[source] = Made(labels.concatenate(parts, [1] * len(column), 0), name)
+        uses = frozenset().union(*(v.made[source].uses for v in column if source in v.made))
+        made[source] = Made(labels.concatenate(parts, [1] * len(column), 0), name, uses)
     depends, running = any(v.depends for v in column), all(v.running for v in column)
     return Value((len(column), *column[0].shape), depends, made, running=running)
 

@@ -20,7 +20,7 @@ def checkpoint_name(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> 
     name = eqn.params["name"]
     if not name.startswith(MARK):
         return values
-    made = {s: Made(m.channel, m.activation or "linear") for s, m in values[0].made.items()}
+    made = {s: m.passed("linear") for s, m in values[0].made.items()}
     walk.story.marks.append((name.removeprefix(MARK), *walk.hoisted(eqn.invars[0], values[0].shape, made, frame)))
     return [dataclasses.replace(values[0], made=made)]
 
@@ -70,6 +70,7 @@ def slice_(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
         return index
 
     first = values[0].row(slice(starts[0], stops[0], steps[0])) if starts else values[0]
+    first = _cut(frame, first, jaxprs.shape(eqn.outvars[0]))
     return [dataclasses.replace(first.moved(jaxprs.shape(eqn.outvars[0]), move), rows=first.rows)]
 
 
@@ -80,6 +81,7 @@ def unstack(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Val
         box = slice(number, number + 1)
         move = lambda i, box=box: np.squeeze(labels.cut(i, axis, box), axis)  # noqa: E731
         value = values[0].row(box) if axis == 0 else values[0]
+        value = _cut(frame, value, (*value.shape[:axis], 1, *value.shape[axis + 1 :]))
         out.append(value.moved(jaxprs.shape(variable), move))
     return out
 
@@ -90,9 +92,18 @@ def split(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value
     for size, variable in zip(eqn.params["sizes"], eqn.outvars, strict=True):
         box = slice(start, start + int(size))
         value = values[0].row(box) if axis == 0 else values[0]
+        value = _cut(frame, value, jaxprs.shape(variable))
         out.append(value.moved(jaxprs.shape(variable), lambda i, box=box: labels.cut(i, axis, box)))
         start += int(size)
     return out
+
+
+def _cut(frame: Frame, value: Value, shape: tuple[int, ...]) -> Value:
+    """A value of which a part goes on: of channels that do not change along an axis that gets shorter, a part too."""
+    shorter = [d for d, n in enumerate(shape) if n < value.shape[d]]
+    by = (frame.path, frame.at)
+    made = {s: m if all(m.channel.shape[d] > 1 for d in shorter) else m.part(by) for s, m in value.made.items()}
+    return dataclasses.replace(value, made=made)
 
 
 def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -105,7 +116,7 @@ def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> li
         walk.leak(index, "decides which part of a value is taken")
     lost = value.varied(unknown)
     walk.leak(value, "is picked by an index", lost)
-    value = value.without(lost)
+    value = _cut(frame, value.without(lost), shape)
 
     def move(index: Labels) -> Labels:
         for d in cut:
@@ -132,7 +143,10 @@ def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame
     for part in (value, new):
         walk.leak(part, "is written at an index", part.varied(cut))
     kept = [part.without(part.varied(cut)) for part in (value, new)]
-    return [Value(value.shape, any(v.depends for v in values), walk.merged(kept, add=False))]
+    made = walk.merged(kept, add=False)
+    uses = {s: frozenset().union(*(v.made[s].uses for v in kept if s in v.made)) for s in made}
+    made = {s: dataclasses.replace(m, uses=uses[s]) for s, m in made.items()}
+    return [Value(value.shape, any(v.depends for v in values), made)]
 
 
 def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -155,7 +169,8 @@ def _one_after_another(walk: Walk, values: list[Value], axis: int, shape: tuple[
         parts = [v.made[source].channel if source in v.made else None for v in values]
         names = [v.made[source].activation for v in values if source in v.made]
         name = next((n for n in names if n), None)
-        made[source] = Made(labels.concatenate(parts, sizes, axis), name)
+        uses = frozenset().union(*(v.made[source].uses for v in values if source in v.made))
+        made[source] = Made(labels.concatenate(parts, sizes, axis), name, uses)
     for leaf in dict.fromkeys(leaf for v in values for leaf in v.entries):
         found = [v.entries.get(leaf) for v in values]
         kind = next(f.kind for f in found if f is not None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plastic_jax.units import jaxprs, labels
-from plastic_jax.units.story import Frame, Made, Value
+from plastic_jax.units.story import Frame, Value
 from plastic_jax.units.walk import Walk
 
 _REDUCE = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
@@ -25,7 +25,7 @@ def reduced(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Val
     to = {d: i for i, d in enumerate(keep)}
     activation = None if name == "reduce_sum" else "linear"
     made = {
-        s: Made(labels.placed(m.channel, to, len(keep)), m.activation or activation)
+        s: m.at(labels.placed(m.channel, to, len(keep))).passed(activation)
         for s, m in value.made.items()
         if s not in lost
     }
@@ -42,7 +42,7 @@ def _pooled(walk: Walk, value: Value, keep: Sequence[int]) -> Value:
         if along & set(keep) and along - set(keep):
             channel, shared = labels.one_per_place(one.channel, keep)
             walk.same(shared)
-            made[source] = Made(channel, one.activation)
+            made[source] = one.at(channel)
     return dataclasses.replace(value, made=made)
 
 
@@ -58,11 +58,7 @@ def windowed(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Va
         lost = value.varied(axes)
         walk.leak(value, f"is mixed with other units of its layer ({name})", lost)
         linear = name in ("reduce_window_sum", "cumsum")
-        made = {
-            s: Made(m.channel, m.activation if linear else m.activation or "linear")
-            for s, m in value.made.items()
-            if s not in lost
-        }
+        made = {s: m.passed(None if linear else "linear") for s, m in value.made.items() if s not in lost}
         out.append(dataclasses.replace(value, shape=shape, made=made, entries={}))
     return out
 
@@ -72,7 +68,7 @@ def over_devices(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> lis
     activation = None if eqn.primitive.name.startswith("psum") else "linear"
     out = []
     for value in values:
-        made = {s: Made(m.channel, m.activation or activation) for s, m in value.made.items()}
+        made = {s: m.passed(activation) for s, m in value.made.items()}
         entries = {} if value.depends else value.entries
         out.append(dataclasses.replace(value, made=made, entries=entries, statistic=value.depends))
     return out
