@@ -17,6 +17,8 @@ CLOSED = -2
 """What cannot give more outputs: a custom derivative, a branch, a loop of unknown length."""
 INPUTS, CONSTANTS, OUTPUTS = -1, -2, -3
 """In place of an equation's number: the variables of the program itself."""
+PREVIOUS, LAST = -1, -2
+"""In place of a slice: of what all steps of a loop make, what the next step sees, and what is left behind the loop."""
 
 
 Path = tuple[tuple[int, int | None], ...]
@@ -29,12 +31,12 @@ class Use(NamedTuple):
     Attributes:
         path: as in `Place`.
         equation: its number.
-        parts: the slices (path and equation) and loops (path alone) that let a part of its results through.
+        parts: what let a part of its results through: slices (path and equation), loops (path and `PREVIOUS` or `LAST`).
     """
 
     path: Path
     equation: int
-    parts: frozenset[tuple[Path, int | None]] = frozenset()
+    parts: frozenset[tuple[Path, int]] = frozenset()
 
     def covers(self, other: "Use") -> bool:
         """Whether all that is left of another use is left of this one."""
@@ -72,7 +74,7 @@ class Made:
         """The same after a nonlinearity."""
         return Made(self.channel, self.activation or activation, self.uses)
 
-    def part(self, by: tuple[Path, int | None], within: Path = ()) -> "Made":
+    def part(self, by: tuple[Path, int], within: Path = ()) -> "Made":
         """The same after a slice or a loop that not all results of the uses within a program pass."""
         uses = (u._replace(parts=u.parts | {by}) if u.path[: len(within)] == within else u for u in self.uses)
         return Made(self.channel, self.activation, frozenset(uses))

@@ -20,6 +20,7 @@ from plastic_jax.units.story import (
     CONSTANTS,
     INPUTS,
     OUTPUTS,
+    PREVIOUS,
     Entering,
     Frame,
     Leaf,
@@ -173,8 +174,8 @@ class Walk:
                 made = {s: m.at(m.channel[None]) for s, m in made.items()}
             atom, frame = outer, frame.above
         if atom in frame.carried:
-            loop = (frame.path, None)
-            every = {s: frozenset(u._replace(parts=u.parts - {loop}) for u in m.uses) for s, m in made.items()}
+            previous = (frame.path, PREVIOUS)
+            every = {s: frozenset(u._replace(parts=u.parts - {previous}) for u in m.uses) for s, m in made.items()}
             made = {s: dataclasses.replace(m, uses=every[s]) for s, m in made.items()}
             return Place(frame.path, OUTPUTS, frame.carried[atom]), shape, made
         return Place(frame.path, *frame.where[atom]), shape, made

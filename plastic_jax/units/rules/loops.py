@@ -8,7 +8,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import CLOSED, EVERY, Frame, Made, Value
+from plastic_jax.units.story import CLOSED, EVERY, LAST, PREVIOUS, Frame, Made, Value
 from plastic_jax.units.walk import Walk
 
 
@@ -29,11 +29,10 @@ def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     handed_on = {v: (i, o) for v, (i, o) in new.items() if not carry[i].made and o not in inner.jaxpr.invars}
     below.carried = {v: i for v, (i, _) in handed_on.items()}
     with walk.rehearsal():
-        carry = _settled(walk, carry, lambda c: _part(walk.run(inner, [*consts, *c, *one], below)[:m], below))
+        carry = _settled(walk, carry, lambda c: _part(walk.run(inner, [*consts, *c, *one], below)[:m], below, PREVIOUS))
     out = walk.run(inner, [*consts, *carry, *one], below)
-    out[:m] = _part(out[:m], below)
     ys = [v.moved((length, *v.shape), lambda i: i[None]) for v in out[m:]]
-    return [walk.either(a, b) for a, b in zip(carry, out[:m], strict=True)] + ys
+    return _left(walk, carry, out[:m], below) + ys
 
 
 def _layers(
@@ -61,12 +60,12 @@ def while_loop(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[
     consts, carry = values[c : c + n], values[c + n :]
     below = frame.below({}, CLOSED)
     with walk.rehearsal():
-        carry = _settled(walk, carry, lambda state: _part(walk.run(inner, [*consts, *state], below), below))
-    out = _part(walk.run(inner, [*consts, *carry], below), below)
+        carry = _settled(walk, carry, lambda state: _part(walk.run(inner, [*consts, *state], below), below, PREVIOUS))
+    out = walk.run(inner, [*consts, *carry], below)
     test = jaxprs.closed(eqn.params["cond_jaxpr"])
     for value in walk.run(test, [*values[:c], *carry], frame.below({}, CLOSED)):
         walk.leak(value, "decides when a loop ends")
-    return [walk.either(a, b) for a, b in zip(carry, out, strict=True)]
+    return _left(walk, carry, out, below)
 
 
 def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -80,10 +79,22 @@ def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     return [dataclasses.replace(v, depends=v.depends or values[0].depends) for v in outs or []]
 
 
-def _part(carry: Sequence[Value], loop: Frame) -> list[Value]:
-    """What a loop carries, of which a later step or the program behind sees what one step made."""
-    made = [{s: m.part((loop.path, None), loop.path) for s, m in value.made.items()} for value in carry]
+def _part(carry: Sequence[Value], loop: Frame, which: int) -> list[Value]:
+    """What one step of a loop carries, as the next step or the program behind the loop sees it."""
+    within = loop.path if which == PREVIOUS else ()
+    made = [{s: m.part((loop.path, which), within) for s, m in value.made.items()} for value in carry]
     return [dataclasses.replace(value, made=m) for value, m in zip(carry, made, strict=True)]
+
+
+def _left(walk: Walk, carry: Sequence[Value], out: Sequence[Value], loop: Frame) -> list[Value]:
+    """What is left of a carry after a loop: made of what it was and became, but by the last step."""
+    left = []
+    for before, after in zip(carry, _part(out, loop, LAST), strict=True):
+        value = walk.either(before, after)
+        uses = {s: m.uses for s, m in after.made.items()}
+        made = {s: dataclasses.replace(m, uses=uses.get(s, frozenset())) for s, m in value.made.items()}
+        left.append(dataclasses.replace(value, made=made))
+    return left
 
 
 _ROUNDS = 256
