@@ -31,7 +31,7 @@ class Use(NamedTuple):
     Attributes:
         path: as in `Place`.
         equation: its number.
-        parts: what let a part of its results through: slices (path and equation), loops (path and `PREVIOUS` or `LAST`).
+        parts: what let only a part of it through: slices (path, equation), loops (path, `PREVIOUS` or `LAST`).
     """
 
     path: Path

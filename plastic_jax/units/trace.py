@@ -24,8 +24,9 @@ def trace_units(
     """The hidden units of a model, with every slice of every parameter that enters or leaves them.
 
     A feature is the value that the next contraction with a parameter reads, if it depends on an earlier one and has
-    passed a nonlinearity: after activation, pooling, normalisation, dropout, flattening. Its units are the channels of
-    the contractions that made it. Channels that are added or multiplied, or that share a weight, are one unit: the
+    passed a nonlinearity: after activation, pooling, normalisation, dropout, flattening. A network applied twice gives
+    the values of both uses, a recurrent cell those of every step. Its units are the channels of the contractions that
+    made it. Channels that are added or multiplied, or that share a weight, are one unit: the
     gates of a recurrent cell, the two halves of a gated layer, the positions of a channel.
 
     Example:
