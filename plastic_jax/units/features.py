@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from plastic_jax.units import jaxprs
 from plastic_jax.units.groups import Tap
+from plastic_jax.units.passes import joined
 from plastic_jax.units.story import CONSTANTS, EVERY, INPUTS, OUTPUTS, Place
 from plastic_jax.units.views import View
 
@@ -28,34 +29,6 @@ def evaluate(
     found = dict(zip(places, values, strict=True))
     features = [[(_viewed(found[tap.place], tap.view, tap.leading), tap.axes) for tap in group] for group in taps]
     return outputs, [joined(values, wanted) for values, wanted in zip(features, axes, strict=True)]
-
-
-def joined(values: Sequence[tuple[jax.Array, tuple[int, ...]]], axes: tuple[int, ...]) -> jax.Array:
-    """Values of the same units at several uses as one array, in which every element counts as much as in theirs.
-
-    Equal shapes are stacked on a new first axis; others become one axis of samples.
-
-    Args:
-        values: each with the axes of the unit and its copies, counted from the end.
-        axes: the same of the result. `(-1,)` has copies among the samples.
-    """
-    same = all(its == axes for _, its in values)
-    if same and len(values) == 1:
-        return values[0][0]
-    if same and len({value.shape for value, _ in values}) == 1:
-        return jnp.stack([value for value, _ in values])
-    samples = [_samples(value, its, len(axes)) for value, its in values]
-    together = jnp.concatenate(samples)
-    sizes = {axis: together.shape[1 + i] for i, axis in enumerate(axes)}
-    together = jnp.transpose(together, (0, *(1 + axes.index(axis) for axis in sorted(axes))))
-    return together.reshape(-1, *(sizes.get(axis, 1) for axis in range(min(axes), 0)))
-
-
-def _samples(value: jax.Array, axes: tuple[int, ...], kept: int) -> jax.Array:
-    """`[samples, width]` for one axis that is kept, with copies among the samples; else `[samples, width, *copies]`."""
-    moved = jnp.moveaxis(value, axes if kept > 1 else axes[:1], range(-len(axes) if kept > 1 else -1, 0))
-    copies = moved.shape[moved.ndim - len(axes) + 1 :] if kept == len(axes) else (-1,)
-    return moved.reshape(-1, value.shape[axes[0]], *(copies if kept > 1 else ()))
 
 
 def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place]) -> tuple[list[Any], list[Any]]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from plastic_jax.paths import get_leaf, set_leaves
+from plastic_jax.units import passes
 from plastic_jax.units.labels import blocks
 
 Role = Literal["kernel", "bias", "scale", "shift", "mean", "var"]
@@ -159,15 +160,69 @@ class UnitGraph:
         groups: one entry per hidden layer.
         forward: `forward(params, *inputs) -> (output, features)`, features by group name.
         left_out: layers whose units cannot be replaced one by one; `note` says why.
+        arguments: how many positional arguments `forward` takes after `params`; `None` where any number.
+        differentiate: what `grad` and `value_and_grad` differentiate with.
     """
 
     groups: tuple[UnitGroup, ...]
     forward: Callable[..., tuple[Any, dict[str, jax.Array]]]
     left_out: tuple[UnitGroup, ...] = ()
+    arguments: int | None = None
+    differentiate: Callable[..., Any] = jax.value_and_grad
 
-    def apply(self, params: Any, *inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """The model's output and the value of every group's units, from one evaluation."""
-        return self.forward(params, *inputs)
+    def apply(self, params: Any, *inputs: Any, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """The model's output and the value of every group's units, from one evaluation.
+
+        `options` are keyword arguments of the model.
+        """
+        return self.forward(params, *inputs, **options)
+
+    def value_and_grad(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        """The loss, its gradient in the parameters, and the features, from one forward and one backward pass.
+
+        Features come where `jax.value_and_grad` has auxiliary output; arguments beyond the model's go to the loss:
+
+            (value, features), grads = units.value_and_grad(loss)(params, x, y)    # loss(output, y)
+
+        Args:
+            loss: `loss(output, *more)`, a scalar; with `has_aux` a pair `(scalar, aux)`, where `aux` may be a part of
+                the output: running statistics, a new recurrent state.
+            has_aux: whether the loss gives such a pair; `(features, aux)` then stands in place of `features`.
+
+        Returns:
+            `f(params, *inputs, *more, **options)`, with the inputs as in `apply`: the variables first where the model
+            was traced with `variables`; `options` are keyword arguments of the model.
+
+        Raises:
+            TypeError: when called with fewer arguments than the model takes.
+        """
+        return passes.value_and_grad(self.apply, self.arguments, loss, has_aux, self.differentiate)
+
+    def grad(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        """The gradient and the features: `grads, features = units.grad(loss)(params, x, y)`; see `value_and_grad`.
+
+        With `has_aux`: `grads, (features, aux)`.
+        """
+        both = self.value_and_grad(loss, has_aux)
+
+        def gradient(params: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
+            (_, more), grads = both(params, *args, **options)
+            return grads, more
+
+        return gradient
+
+    def combine(self, *features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The features of several passes of a step as those of one pass, in which every value counts the same.
+
+        Of a network that sees two batches in a step (the states of the actor and of the critic, imagined and real
+        states), the mean of a unit is then that over both. Passes that must not count, such as a target network's, are
+        left out; units of separate networks have graphs of their own.
+        """
+
+        def one(group: UnitGroup) -> jax.Array:
+            return passes.joined([(f[group.name], group.feature_axes) for f in features], group.feature_axes)
+
+        return {group.name: one(group) for group in self.groups}
 
     def reset_variables(self, replaced: Mapping[str, jax.Array], variables: Any) -> Any:
         """The variables with fresh running statistics for the units that were replaced: mean 0, variance 1.

@@ -1,6 +1,6 @@
 """`trace_units`: the unit graph of any model, found by following its jaxpr."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,7 @@ def trace_units(
     Differs from the published code, which takes layers in the order in which they are registered: there units of a
     block with a shortcut are treated as if the next layer were their only reader.
     """
+    _require_learned(params)
     args = (params, *inputs) if variables is None else (params, variables, *inputs)
     leaves: list[Leaf | None] = _leaves("params", params)
     if variables is not None:
@@ -87,7 +88,7 @@ def trace_units(
 
     _, _, found = look(args)
     form = {group.name: group.feature_axes for group in found.groups}
-    graph = UnitGraph(found.groups, forward, found.left_out)
+    graph = UnitGraph(found.groups, forward, found.left_out, len(args) - 1)
     if check:
         check_graph(graph, args, len(inputs), found.alone, found.running)
     return graph
@@ -95,6 +96,15 @@ def trace_units(
 
 CONSTANT: Leaf = ("constant", "")
 """Leaves that are not real or complex numbers: masks, counters, keys."""
+
+
+def _require_learned(params: Any) -> None:
+    """ValueError where all of Flax's collections came in place of the parameters among them."""
+    if isinstance(params, Mapping) and {"params", "batch_stats"} <= set(params):
+        raise ValueError(
+            "trace_units: params holds the collection 'batch_stats', which is not learned; give it apart: "
+            "trace_units(apply, v['params'], x, variables=v['batch_stats']) with apply(params, batch_stats, x)"
+        )
 
 
 def _leaves(kind: str, tree: Any) -> list[Leaf | None]:
