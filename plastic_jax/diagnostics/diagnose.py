@@ -15,10 +15,8 @@ from plastic_jax.paths import get_leaf
 from plastic_jax.replacement.reset import check_units
 from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units import UnitGraph, UnitGroup, trace_units
+from plastic_jax.units.activation import Activation
 
-_BOUNDED = {"tanh": "tanh", "sigmoid": "sigmoid", "logistic": "sigmoid"}
-_POSITIVE = ("sigmoid", "logistic", "softplus")
-_NO_OFF_STATE = ("leaky_relu", "elu", "celu", "selu", "swish", "silu", "gelu", "mish", "softsign", "softplus", "tanh")
 _HEADS = {
     "name": "layer",
     "activation": "activation",
@@ -51,14 +49,14 @@ class Layer:
 
     Attributes:
         name: the group.
-        activation: its nonlinearity, as the unit graph names it.
+        activation: name of its nonlinearity, as in the unit graph.
         units: number of units.
         samples: values seen of each unit, examples times positions.
         dead: share of the units that are 0 on all samples.
         dormant_nonzero: share with `h != 0` on less than `threshold` of the samples.
         dormant_positive: share with `h > 0` on at most `threshold` of the samples.
         dormant_redo: share with `E|h_i| / mean_k E|h_k| <= redo_threshold`.
-        saturated: share in the flat part of tanh or sigmoid on 99 % of the samples.
+        saturated: share near a limit of an activation that has two (tanh, sigmoid) on 99 % of the samples.
         rank, effective_rank, approximate_rank, stable_rank: as in `plastic_jax.metrics`, in units.
         weight_magnitude: mean |w| of the incoming kernels.
         gradient_norm: Euclidean norm of the gradient of the mean loss in the incoming kernels.
@@ -201,7 +199,7 @@ def diagnose(
         else:
             grads, features = jax.grad(objective, has_aux=True)(fixed[0])
         values = {g.name: feature_matrix(g, features[g.name]) for g in graph.groups}
-        return values, {name: _counts(v) for name, v in values.items()}, grads
+        return values, {g.name: _counts(values[g.name], g.activation) for g in graph.groups}, grads
 
     compiled = jax.jit(look)
     seen = {g.name: _Seen(g, rank_samples) for g in graph.groups}
@@ -252,9 +250,8 @@ class _Seen:
             "dormant_positive": np.mean(self.sums["positive"] <= math.floor(limit)),
             "dormant_redo": np.mean(magnitude <= redo_threshold * layer_mean) if layer_mean > 0 else 1.0,
         }
-        bounded = _BOUNDED.get(group.activation)
-        if bounded:
-            found["saturated"] = np.mean(self.sums[bounded] >= math.ceil(round(0.99 * n, 6)))
+        if group.activation.limits:
+            found["saturated"] = np.mean(self.sums["saturated"] >= math.ceil(round(0.99 * n, 6)))
         finite = np.isfinite(self.sums["magnitude"]).all()
         if finite:
             found |= _ranks(self.kept)
@@ -268,22 +265,22 @@ class _Seen:
             limits = dict.fromkeys(_RANKS, f"at most {len(self.kept)}, the number of samples")
         measures = [field for field in _HEADS if field not in ("name", "activation", "units", "samples")]
         given = {m: math.nan if m in missing else float(found[m]) for m in measures}
-        return Layer(group.name, group.activation, group.width, n, **given, missing=missing, limits=limits)
+        return Layer(group.name, group.activation.name, group.width, n, **given, missing=missing, limits=limits)
 
     def _missing(self, finite: bool, loss: bool) -> dict[str, str]:
         activation, notes = self.group.activation, {}
-        if activation in _NO_OFF_STATE or activation in _POSITIVE:
+        if not activation.off:
             notes |= dict.fromkeys(("dead", "dormant_nonzero"), f"{activation} is not switched off at 0")
-        if activation == "linear":
-            notes |= dict.fromkeys(("dead", "dormant_nonzero", "dormant_positive"), "linear units are never off")
-        if activation in _POSITIVE:
+        if activation.positive:
             notes["dormant_positive"] = f"{activation} is always positive"
-        if activation in ("tanh", "softsign"):
+        if activation.odd:
             notes["dormant_positive"] = f"{activation} is symmetric: negative values are no less active"
-        if activation in _BOUNDED:
+        if activation.name == "linear":
+            notes |= dict.fromkeys(("dead", "dormant_nonzero", "dormant_positive"), "linear units are never off")
+        if activation.limits is None:
+            notes["saturated"] = "for activations with two limits only, as tanh and sigmoid"
+        elif not activation.off:
             notes["dormant_redo"] = f"a large value of {activation} may mean that it is saturated"
-        else:
-            notes["saturated"] = "for tanh and sigmoid only"
         if not finite:
             notes |= dict.fromkeys((*_SHARES, *_RANKS), "values that are not finite")
         if not loss:
@@ -302,16 +299,14 @@ def _ranks(values: jax.Array) -> dict[str, jax.Array]:
     return {name: measure(sigma) for name, measure in _RANKS.items()}
 
 
-def _counts(values: jax.Array) -> dict[str, jax.Array]:
-    """Per unit, on how many samples it is not 0, positive, near a bound; and the sum of |h|."""
+def _counts(values: jax.Array, activation: Activation) -> dict[str, jax.Array]:
+    """Per unit, on how many samples it is not 0, positive, near a limit; and the sum of |h|."""
     count = lambda true: jnp.sum(true, axis=0, dtype=jnp.int32)  # noqa: E731
     return {
         "nonzero": count(values != 0),
         "positive": count(values > 0),
-        "tanh": count(jnp.abs(values) > 0.9),
-        "sigmoid": count(jnp.abs(2 * values - 1) > 0.9),
         "magnitude": jnp.sum(jnp.abs(values), axis=0),
-    }
+    } | ({"saturated": count(activation.saturated(values))} if activation.limits else {})
 
 
 def _mean_magnitude(parts: list[np.ndarray]) -> float:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from plastic_jax.units.activation import Activation, named
+
 PyTree = Any
 
 
@@ -120,17 +122,17 @@ def dormant_units(
 
 
 def saturated_units(
-    features: jax.Array, level: float = 0.9, share: float = 0.99, activation: Literal["tanh", "sigmoid"] = "tanh"
+    features: jax.Array, level: float = 0.9, share: float = 0.99, activation: str | Activation = "tanh"
 ) -> jax.Array:
     """Share of the units of `[..., units]` in the flat part of their activation on at least `share` of the samples.
 
-    tanh: |h| > level;   sigmoid: |2 h - 1| > level.   0-d float32. ValueError for another activation. Not in the paper.
+    Between the limits `low` and `high` of the activation: `|2 h - low - high| > level (high - low)`; for tanh
+    `|h| > level`, for sigmoid `|2 h - 1| > level`. 0-d float32. Not in the paper.
+    ValueError for an activation without two limits, or an unknown name.
     """
-    if activation not in ("tanh", "sigmoid"):
-        raise ValueError(f"activation must be 'tanh' or 'sigmoid', got {activation!r}")
-    distance = jnp.abs(features if activation == "tanh" else 2 * features - 1)
+    near = (named(activation) if isinstance(activation, str) else activation).saturated(features, level)
     needed = math.ceil(round(share * math.prod(features.shape[:-1]), 6))
-    return jnp.mean(_count_samples(distance > level) >= needed, dtype=jnp.float32)
+    return jnp.mean(_count_samples(near) >= needed, dtype=jnp.float32)
 
 
 def mean_weight_magnitude(params: PyTree, include: Literal["kernels", "all"] = "kernels") -> jax.Array:

@@ -8,19 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SQRT2 = math.sqrt(2.0)
-_GAINS = {"linear": 1.0, "sigmoid": 1.0, "selu": 1.0, "tanh": 5.0 / 3.0, "leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2))}
-_GAINS |= {"relu": _SQRT2, "elu": _SQRT2, "swish": _SQRT2, "gelu": _SQRT2, "softplus": _SQRT2}
+from plastic_jax.units.activation import Activation, named
 
 
-def gain(activation: str) -> float:
-    """The gain of the Kaiming and Xavier laws for an activation.
+def gain(activation: str | Activation) -> float:
+    """The gain of the Kaiming and Xavier laws for an activation, or for the well-known one of that name.
 
-    As in the published code elu and swish have that of relu; so have gelu and softplus.
+    Raises:
+        ValueError: no activation has that name.
     """
-    if activation not in _GAINS:
-        raise ValueError(f"gain: unknown activation '{activation}'; allowed: {', '.join(sorted(_GAINS))}")
-    return _GAINS[activation]
+    return (named(activation) if isinstance(activation, str) else activation).gain
 
 
 class UnitInitializer(Protocol):
@@ -78,6 +75,6 @@ class Law:
         return jax.random.uniform(key, (n, fan_in), dtype, -b, b)
 
 
-def unit_initializer(law: str | UnitInitializer, activation: str) -> UnitInitializer:
+def unit_initializer(law: str | UnitInitializer, activation: str | Activation) -> UnitInitializer:
     """The law itself, or the one of that name with the activation's gain."""
     return Law(law, gain(activation)) if isinstance(law, str) else law

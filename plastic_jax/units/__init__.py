@@ -1,6 +1,7 @@
 """Which slices of which parameters enter and leave every hidden unit."""
 
+from plastic_jax.units.activation import Activation
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 from plastic_jax.units.trace import trace_units
 
-__all__ = ["Slice", "UnitGraph", "UnitGroup", "trace_units"]
+__all__ = ["Activation", "Slice", "UnitGraph", "UnitGroup", "trace_units"]

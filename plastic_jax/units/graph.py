@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from plastic_jax.paths import get_leaf, set_leaves
 from plastic_jax.units import passes
+from plastic_jax.units.activation import RELU, Activation, named
 from plastic_jax.units.labels import blocks
 
 Role = Literal["kernel", "bias", "scale", "shift", "mean", "var"]
@@ -125,7 +126,7 @@ class UnitGroup:
         outgoing: what reads the unit's value.
         variables: the unit's running statistics, slices of the pytree of variables (batch normalisation).
         feature_axes: the axes of the feature array that index the unit and its copies; all others are averaged.
-        activation: name of the nonlinearity, which sets the gain of a redraw.
+        activation: the function from pre-activation to feature; its gain is that of a redraw.
         function_preserving: whether a unit has no influence on the output while its outgoing weights are 0.
         note: where it has, why: `"identity skip into Conv_2"`.
     """
@@ -137,7 +138,7 @@ class UnitGroup:
     outgoing: tuple[Slice, ...]
     variables: tuple[Slice, ...] = ()
     feature_axes: tuple[int, ...] = (-1,)
-    activation: str = "relu"
+    activation: Activation = RELU
     function_preserving: bool = True
     note: str = ""
 
@@ -261,16 +262,18 @@ class UnitGraph:
         raise ValueError(f"UnitGraph: no group '{name}'{hint}; groups: {', '.join(names)}")
 
     def replace(self, name: str, **fields: Any) -> "UnitGraph":
-        """The graph with fields of group `name` set by hand.
+        """The graph with fields of group `name` set by hand; an activation may be given by its name.
 
         Raises:
-            ValueError: no group has that name, or a group has no such field.
+            ValueError: no group has that name, a group has no such field, or no activation has that name.
         """
         self.group(name)
         known = {field.name for field in dataclasses.fields(UnitGroup)}
         for field in fields:
             if field not in known:
                 raise ValueError(f"UnitGraph.replace: no field '{field}'; fields: {', '.join(sorted(known))}")
+        if isinstance(given := fields.get("activation"), str):
+            fields["activation"] = named(given)
         groups = tuple(dataclasses.replace(g, **fields) if g.name == name else g for g in self.groups)
         return dataclasses.replace(self, groups=groups)
 
@@ -311,7 +314,7 @@ class UnitGraph:
                 "name": g.name,
                 "width": g.width,
                 "copies": g.copies,
-                "activation": g.activation,
+                "activation": g.activation.name,
                 "incoming": [s.name for s in g.incoming],
                 "outgoing": [s.name for s in g.outgoing],
                 "variables": [s.name for s in g.variables],

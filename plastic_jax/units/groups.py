@@ -10,6 +10,7 @@ import numpy as np
 
 from plastic_jax.units import labels
 from plastic_jax.units.bundles import Bundle, Bundles, bundles
+from plastic_jax.units.elementwise_functions import ElementwiseFunctions
 from plastic_jax.units.graph import Slice, UnitGroup
 from plastic_jax.units.labels import Labels
 from plastic_jax.units.story import CLOSED, EVERY, Entering, Leaf, Made, Path, Place, Reading, Story, Use
@@ -52,14 +53,14 @@ class Found:
     running: frozenset[int]
 
 
-def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]]) -> Found:
+def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]], functions: ElementwiseFunctions) -> Found:
     """All groups of a story, in the order in which they are first read.
 
     Units are channels that are connected; a group is all units that are made by the same contractions and read by the
     same. A group is left out if its channels are read between additions to them (a residual stream), or if a parameter
     both makes and reads the very same unit (tied weights), or if its units lie irregularly in a parameter.
     """
-    finder = _Finder(story, shapes)
+    finder = _Finder(story, shapes, functions)
     groups, left_out, taps, alone = [], [], [], []
     for number in range(len(finder.bundles.all)):
         group, tap = finder.group(number)
@@ -93,8 +94,8 @@ class _Owned(NamedTuple):
 class _Finder:
     """The bundles of a story, and what has to do with each."""
 
-    def __init__(self, story: Story, shapes: Mapping[Leaf, tuple[int, ...]]) -> None:
-        self.story, self.shapes = story, shapes
+    def __init__(self, story: Story, shapes: Mapping[Leaf, tuple[int, ...]], functions: ElementwiseFunctions) -> None:
+        self.story, self.shapes, self.functions = story, shapes, functions
         self.bundles: Bundles = bundles(story)
         self.entering = self.bundles.sorted(story.entering, lambda e: e.owner)
         self.leaks = self.bundles.sorted(story.leaks, lambda leak: leak[0])
@@ -134,7 +135,7 @@ class _Finder:
             outgoing=tuple(dict.fromkeys(outgoing)),
             variables=tuple(dict.fromkeys(variables)),
             feature_axes=common_axes(taps),
-            activation=self.activation(number, active),
+            activation=self.functions.activation([tap.place for tap in taps], {s.path for s in incoming}),
             function_preserving=not reasons,
             note="; ".join(reasons),
         )
@@ -177,12 +178,6 @@ class _Finder:
     def passed(self, made: Mapping[int, Made], number: int) -> bool:
         """Whether channels of the bundle in a value have passed a nonlinearity."""
         return any(m.activation is not None and (self.bundles.bundle[m.channel] == number).any() for m in made.values())
-
-    def activation(self, number: int, active: Sequence[int]) -> str:
-        """The nonlinearity that all channels of the units have passed at the first reading; linear if they differ."""
-        made = self.story.readings[active[0]].made.values() if active else ()
-        names = {m.activation for m in made if m.activation and (self.bundles.bundle[m.channel] == number).any()}
-        return names.pop() if len(names) == 1 else "linear"
 
     def slice(self, owned: _Owned) -> Slice:
         """The entries that belong to each unit."""

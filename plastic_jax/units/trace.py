@@ -10,6 +10,7 @@ import numpy as np
 from plastic_jax.paths import leaf_names, path_name
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.check import check_graph
+from plastic_jax.units.elementwise_functions import ElementwiseFunctions
 from plastic_jax.units.features import evaluate
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.groups import Found, find
@@ -76,7 +77,9 @@ def trace_units(
             shapes = [jaxprs.shape(v) for v in closed.jaxpr.invars]
             known = [*leaves, *[None] * (len(shapes) - len(leaves))]
             story = follow(closed, known, _new_variables(output, variables))
-            seen[program] = find(story, {leaf: shape for leaf, shape in zip(known, shapes, strict=True) if leaf})
+            functions = ElementwiseFunctions(closed, [leaf and leaf[1] for leaf in known])
+            sizes = {leaf: shape for leaf, shape in zip(known, shapes, strict=True) if leaf}
+            seen[program] = find(story, sizes, functions)
         return closed, output, seen[program]
 
     def forward(*args: Any) -> tuple[Any, dict[str, jax.Array]]:

@@ -23,7 +23,7 @@ UNITS = trace_units(apply, PARAMS, X)
 
 def test_graph_of_an_mlp_names_what_enters_and_leaves_each_layer():
     first, second = UNITS.groups
-    assert (first.name, first.width, first.activation) == ("Dense_0", 4, "tanh")
+    assert (first.name, first.width, first.activation.name) == ("Dense_0", 4, "tanh")
     assert first.incoming == (
         Slice("Dense_0/kernel", (6, 4), (1,), "kernel"),
         Slice("Dense_0/bias", (4,), (0,), "bias"),

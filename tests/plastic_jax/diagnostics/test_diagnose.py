@@ -103,7 +103,24 @@ def test_saturation_of_bounded_units_and_nothing_that_means_nothing_for_them():
     (row,) = diagnose(apply, params, [X], units=units).rows
     assert row.saturated == 0.5 and "always positive" in row.missing["dormant_positive"]
     (row,) = diagnose(*model()[:1], KNOWN, [X], units=model()[1]).rows
-    assert math.isnan(row.saturated) and row.missing["saturated"] == "for tanh and sigmoid only"
+    assert math.isnan(row.saturated) and "two limits only" in row.missing["saturated"]
+
+
+def test_any_activation_saturates_at_its_own_limits():
+    """Units 0 to 3 of x, near the lower limit, near the upper limit, x / 10: of atan, between -pi / 2 and pi / 2."""
+    weights = (jnp.diag(jnp.ones(4))[:2] * 0.1, jnp.array([0.0, -30.0, 30.0, 0.1]), jnp.ones((4, 1)))
+
+    def apply(params, x):
+        return jnp.arctan(x @ params[0] + params[1]) @ params[2]
+
+    (row,) = diagnose(apply, weights, [X]).rows
+    assert (row.activation, row.saturated) == ("atan", 0.5)
+    (row,) = diagnose(lambda p, x: jnp.clip(x @ p[0] + p[1], 0, 6) @ p[2], weights, [X]).rows
+    assert (row.activation, row.dead, row.saturated) == ("relu6", 0.25, 1.0)  # the second is dead, the first near 0
+    assert "dormant_redo" not in row.missing
+    (row,) = diagnose(lambda p, x: jnp.sin(x @ p[0] + p[1]) @ p[2], weights, [X]).rows
+    assert math.isnan(row.saturated) and "symmetric" in row.missing["dormant_positive"]
+    assert row.missing["dead"] == "sin is not switched off at 0"
 
 
 def test_ranks_from_few_samples_say_so_and_from_many_are_sampled():
@@ -131,7 +148,7 @@ def test_the_printed_table():
     assert lines[0].split()[:4] == ["layer", "activation", "units", "samples"]
     assert lines[1].split()[:5] == ["Dense_0", "relu", "4", "3", "50.0"]
     assert "gradient: no loss given" in lines
-    assert "saturated %: for tanh and sigmoid only" in lines
+    assert "saturated %: for activations with two limits only, as tanh and sigmoid" in lines
     assert str(diagnose(apply, KNOWN, [X], units=UnitGraph((), units.forward))) == "no hidden units"
 
 

@@ -127,7 +127,7 @@ def test_everything_can_be_mapped_over():
     [
         (lambda: metrics.dormant_units(jnp.ones((3, 2)), rule="zero"), "rule must be .* got 'zero'"),
         (lambda: metrics.dormant_units(jnp.ones((3, 2)), threshold=2), "threshold must be in .* got 2"),
-        (lambda: metrics.saturated_units(jnp.ones((3, 2)), activation="relu"), "activation must be .* got 'relu'"),
+        (lambda: metrics.saturated_units(jnp.ones((3, 2)), activation="relu"), "activation 'relu' has no two limits"),
         (lambda: metrics.mean_weight_magnitude({"w": jnp.ones(3)}), "nothing to measure with include='kernels'"),
         (lambda: metrics.mean_weight_magnitude({"w": jnp.ones(3)}, "biases"), "include must be .* got 'biases'"),
     ],
