@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -82,8 +83,8 @@ class Activation:
     def __str__(self) -> str:
         return self.name
 
-    def saturated(self, values: np.ndarray, level: float = 0.9) -> np.ndarray:
-        """Whether values (NumPy's or JAX's) are nearer to a limit than `(1 - level) / 2` of the distance between both.
+    def saturated(self, values: Any, level: float = 0.9) -> Any:
+        """Whether values (an array of NumPy or JAX) are nearer to a limit than `(1 - level) / 2` of the distance between both.
 
         Raises:
             ValueError: the function has no two limits.

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from plastic_jax.units import jaxprs
 from plastic_jax.units.activation import GATED, Activation, describe, erf
-from plastic_jax.units.story import Place
+from plastic_jax.units.story import CONSTANTS, INPUTS, OUTPUTS, Place
 
 Leaf = tuple[Any, ...]
 """A variable of the program, and the slices taken of it."""
@@ -182,8 +182,8 @@ class ElementwiseFunctions:
             if inner is None:  # a branch
                 return ()
             scope = inner
-        given = {-1: scope.inputs, -2: list(scope.constants)}
-        atoms = given[place.equation] if place.equation < 0 else scope.eqns[place.equation].outvars
+        given = {INPUTS: scope.inputs, CONSTANTS: list(scope.constants), OUTPUTS: scope.outputs}
+        atoms = given[place.equation] if place.equation in given else scope.eqns[place.equation].outvars
         return self._terms(atoms[place.output], scope)
 
     def _terms(self, atom: Any, scope: _Scope, depth: int = 0) -> tuple[_Term, ...]:
