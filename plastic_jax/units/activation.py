@@ -84,7 +84,7 @@ class Activation:
         return self.name
 
     def saturated(self, values: Any, level: float = 0.9) -> Any:
-        """Whether values (an array of NumPy or JAX) are nearer to a limit than `(1 - level) / 2` of the distance between both.
+        """Whether values (of NumPy or JAX) are nearer to a limit than `(1 - level) / 2` of the distance between both.
 
         Raises:
             ValueError: the function has no two limits.
