@@ -58,7 +58,7 @@ class Made:
 
     Attributes:
         channel: number of the channel at every element.
-        activation: name of the first nonlinearity that it passed; `None` while it is linear in the contraction.
+        activation: name of the first nonlinear operation that it passed; `None` while it is linear in the contraction.
         uses: the evaluations of the contraction.
     """
 
@@ -255,7 +255,6 @@ class Frame:
 
     Attributes:
         path: as in `Place`.
-        names: of the jitted functions around.
         above: the level above.
         outer: what a variable is called one level up, and whether it is a slice of that along the first axis.
         carried: of the inputs of a loop's body that begin as constants, which output is their next value.
@@ -264,7 +263,6 @@ class Frame:
     """
 
     path: Path = ()
-    names: tuple[str, ...] = ()
     above: "Frame | None" = None
     outer: Mapping[Any, tuple[Any, bool]] = dataclasses.field(default_factory=dict)
     carried: Mapping[Any, int] = dataclasses.field(default_factory=dict)
@@ -277,6 +275,6 @@ class Frame:
         above = self.above
         return [eqn] if above is None else [eqn, *above.calls(above.eqn)]
 
-    def below(self, outer: Mapping[Any, tuple[Any, bool]], run: int | None = None, name: str = "") -> "Frame":
+    def below(self, outer: Mapping[Any, tuple[Any, bool]], run: int | None = None) -> "Frame":
         """The level that the equation at hand leads into."""
-        return Frame((*self.path, (self.at, run)), (*self.names, name), self, outer)
+        return Frame((*self.path, (self.at, run)), self, outer)

@@ -92,7 +92,7 @@ class Walk:
         n = len(inner.jaxpr.invars)
         outer = {v: (a, False) for v, a in zip(inner.jaxpr.invars, eqn.invars[len(values) - n :], strict=True)}
         run = CLOSED if jaxprs.closed_off(eqn) else None
-        return self.run(inner, values[len(values) - n :], frame.below(outer, run, str(eqn.params.get("name", ""))))
+        return self.run(inner, values[len(values) - n :], frame.below(outer, run))
 
     def merged(self, values: list[Value], add: bool) -> dict[int, Made]:
         """The channels of all values, those that meet marked as one unit."""

@@ -16,13 +16,6 @@ NONLINEAR |= {"sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erf_inv", "erfc
 NONLINEAR |= {"cbrt", "integer_pow", "square", "floor", "ceil", "round", "is_finite", "not", "lgamma", "digamma"}
 NONLINEAR |= {"max", "min", "pow", "atan2", "rem", "nextafter", "select_n", "clamp", "and", "or", "xor"}
 NONLINEAR |= {"eq", "ne", "lt", "le", "gt", "ge"}
-_NAMED = ("relu", "tanh", "sigmoid", "leaky_relu", "elu", "gelu", "softplus", "selu", "swish")
-_ACTIVATIONS = {name: name for name in _NAMED} | {
-    "relu6": "relu",
-    "max": "relu",
-    "silu": "swish",
-    "logistic": "sigmoid",
-}
 
 
 def unchanged(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -50,9 +43,9 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
             scaled = True
             values = [_linear_in(v, big[0]) for v in values]
         elif len(moving) == 2 or (name == "div" and values[1].depends):
-            activation = _activation(name, frame)
+            activation = name
     elif name != "select_n" or values[0].depends or len(moving) > 1:
-        activation = _activation(name, frame)
+        activation = name
     role = "scale" if name in ("mul", "div") else "bias"
     entries, running = _attach(walk, values, role, scaled, squared, name)
     made = walk.merged(values, add=name in ADD)
@@ -127,13 +120,6 @@ def _of_itself(values: Sequence[Value]) -> bool:
 def _linear_in(value: Value, big: Value) -> Value:
     made = {s: dataclasses.replace(m, activation=big.made[s].activation) for s, m in value.made.items()}
     return dataclasses.replace(value, made=made)
-
-
-def _activation(name: str, frame: Frame) -> str:
-    for caller in reversed(frame.names):
-        if caller in _ACTIVATIONS:
-            return _ACTIVATIONS[caller]
-    return _ACTIVATIONS.get(name, "linear" if name in ("mul", "div") else "relu")
 
 
 def _role(leaf: Leaf, found: Entries, role: str, scaled: bool, squared: bool) -> str:
