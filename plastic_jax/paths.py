@@ -5,6 +5,7 @@ process and for every version of JAX, so that names may stand in saved files and
 """
 
 import difflib
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -24,9 +25,22 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(_entry_name(entry) for entry in path)
 
 
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Name and value of every leaf, in the order of `jax.tree.leaves`.
+
+    A `flax.nnx.Variable` is no part of a name: a tree of variables has the names of the same tree of arrays.
+    """
+    variable = getattr(sys.modules.get("flax.nnx"), "Variable", ())
+    found = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, variable)):
+        inside = jax.tree_util.tree_leaves_with_path(node) if isinstance(node, variable) else [((None,), node)]
+        found += [(path_name((*path, *within[1:])), leaf) for within, leaf in inside]
+    return found
+
+
 def leaf_names(tree: PyTree) -> list[str]:
     """The name of every leaf, in the order of `jax.tree.leaves`. ValueError where two leaves have the same name."""
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [name for name, _ in named_leaves(tree)]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"two leaves of the tree have the same name {twice[0]!r}; a key must not contain '/'")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.paths import get_leaf, leaf_key, leaf_names, path_name
+from plastic_jax.paths import get_leaf, leaf_key, leaf_names
 from plastic_jax.replacement.initializers import UnitInitializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
@@ -206,12 +206,14 @@ def _incoming_edits(s: Slice, replacement: Replacement, width: int, shape: tuple
 
 
 def _edit(edits: dict[str, list[_Edit]], choose: Callable[..., jax.Array], tree: Any, *rest: Any) -> Any:
-    def edit(path: Any, leaf: jax.Array, *others: jax.Array) -> jax.Array:
-        for e in edits.get(path_name(path), []):
+    def edit(name: str, leaf: jax.Array, *others: jax.Array) -> jax.Array:
+        for e in edits.get(name, []):
             leaf = choose(e.mask, e.value, leaf, *others)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(edit, tree, *rest)
+    leaves, treedef = jax.tree.flatten(tree)
+    others = [treedef.flatten_up_to(other) for other in rest]
+    return jax.tree.unflatten(treedef, map(edit, leaf_names(tree), leaves, *others))
 
 
 def check_units(units: UnitGraph, params: Any, what: str) -> None:

@@ -273,7 +273,6 @@ def _returns(owned: _Owned, reading: Sequence[_Owned]) -> bool:
 
 
 def _parent(path: str) -> str:
-    path = path.removesuffix("/value")
     return path.rpartition("/")[0] or path
 
 

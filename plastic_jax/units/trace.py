@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastic_jax.paths import leaf_names, path_name
+from plastic_jax.paths import leaf_names, named_leaves
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.check import check_graph
 from plastic_jax.units.elementwise_functions import ElementwiseFunctions
@@ -120,8 +120,8 @@ def _new_variables(output: Any, variables: Any) -> frozenset[int]:
     if variables is None:
         return frozenset()
     known = dict(zip(leaf_names(variables), map(np.shape, jax.tree.leaves(variables)), strict=True))
-    outputs = jax.tree_util.tree_leaves_with_path(output)
-    names = [path_name(path).split("/") for path, _ in outputs]
+    outputs = named_leaves(output)
+    names = [name.split("/") for name, _ in outputs]
     tails = [{"/".join(name[i:]) for i in range(len(name))} for name in names]
     return frozenset(
         number

@@ -1215,8 +1215,8 @@ def nnx_module() -> Model:
 
     definition, params, variables = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
     params, variables = random_params(params), random_params(variables)
-    incoming = "a/kernel/value: i u; a/bias/value: u; norm/scale/value: u; norm/bias/value~shift: u"
-    group = Expected(4, incoming, "z/kernel/value: u o", "norm/mean/value: u; norm/var/value: u")
+    incoming = "a/kernel: i u; a/bias: u; norm/scale: u; norm/bias~shift: u"
+    group = Expected(4, incoming, "z/kernel: u o", "norm/mean: u; norm/var: u")
     return Model(
         lambda p, v, x: nnx.merge(definition, p, v)(x), params, (normal(3, 5),), {"a": group}, variables=variables
     )

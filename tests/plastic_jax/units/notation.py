@@ -113,7 +113,7 @@ def _read_lines(lines: str, tree: Any, width: int) -> Owners:
         part = np.full(get_leaf(tree, path).shape, -1)
         inside = part[_window(window)]
         inside[...] = _pattern_owner(pattern, inside.shape, width)
-        _merge(found, (path, role or ROLES[path.removesuffix("/value").rpartition("/")[2]]), part)
+        _merge(found, (path, role or ROLES[path.rpartition("/")[2]]), part)
     return found
 
 
