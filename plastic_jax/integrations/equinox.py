@@ -1,0 +1,69 @@
+"""Units of Equinox modules."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from plastic_jax.units import UnitGraph
+from plastic_jax.units import trace_units as _trace_units
+
+
+def trace_units(
+    call: Callable[..., Any], model: Any, *inputs: Any, state: eqx.nn.State | None = None, check: bool = True
+) -> UnitGraph:
+    """The hidden units of a module, as `plastic_jax.trace_units` finds them.
+
+    The graph takes the module where others take parameters: `units.apply(model, x)` is `call(model, x)` with features,
+    and `units.grad(loss)` is like `eqx.filter_grad`:
+
+        call = lambda model, x: jax.vmap(model)(x)
+        units = integrations.equinox.trace_units(call, model, x)
+        tx = continual_backprop(optax.adam(1e-3), units, replacement_rate=1e-4, key=jax.random.key(1))
+        opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+
+        @eqx.filter_jit
+        def step(model, opt_state, x, y):
+            grads, features = units.grad(loss)(model, x, y)    # loss(output, y)
+            params = eqx.filter(model, eqx.is_inexact_array)
+            updates, opt_state = tx.update(grads, opt_state, params, features=features)
+            return eqx.apply_updates(model, updates), opt_state
+
+    Args:
+        call: `call(model, *inputs)`, or `call(model, state, *inputs)` where a state is given.
+        model: the module; its inexact arrays are the parameters.
+        inputs: example inputs, or their shapes.
+        state: of a module with `eqx.nn.BatchNorm` or the like.
+        check: as in `plastic_jax.trace_units`.
+    """
+
+    states = () if state is None else (state,)
+
+    def apply(params: Any, *args: Any) -> Any:
+        (arrays, static), inputs = args[len(states) : len(states) + 2], args[len(states) + 2 :]
+        model = eqx.combine(params, arrays, jax.tree.unflatten(static.treedef, static.leaves))
+        return call(model, *args[: len(states)], *inputs)
+
+    def split(model: Any) -> tuple[Any, Any, "_Static"]:
+        params, rest = eqx.partition(model, eqx.is_inexact_array)
+        arrays, static = eqx.partition(rest, eqx.is_array)
+        leaves, treedef = jax.tree.flatten(static)
+        return params, arrays, _Static(tuple(leaves), treedef)
+
+    def forward(model: Any, *args: Any) -> tuple[Any, dict[str, jax.Array]]:
+        params, *rest = split(model)
+        return found.forward(params, *args[: len(states)], *rest, *args[len(states) :])
+
+    params, *rest = split(model)
+    found = _trace_units(apply, params, *rest, *inputs, variables=state, check=check)
+    arguments = len(states) + len(inputs)
+    return dataclasses.replace(found, forward=forward, arguments=arguments, differentiate=eqx.filter_value_and_grad)
+
+
+class _Static(eqx.Module):
+    """What of a module is no array."""
+
+    leaves: tuple[Any, ...] = eqx.field(static=True)
+    treedef: Any = eqx.field(static=True)
