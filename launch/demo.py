@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from launch.analysis.statistics import interval, late_mean, paired_difference
+from launch.analysis.curves import Curve, caption, curves
+from launch.analysis.long_table import late_mean
+from launch.analysis.statistics import interval, paired_difference
+from launch.analysis.text import Table, printed
 from launch.cli import run_cli
 from launch.config.experiment import Experiment, branched
 from launch.config.syntax import parse_seeds
@@ -24,6 +27,7 @@ from launch.engine.processes import Report, enable_compilation_cache
 from launch.engine.runner import run
 from launch.engine.stopping import Stop, listening
 from launch.figures import figure
+from launch.figures.style import GREY, INK, lines
 from launch.storage.run_folder import Run
 from launch.train import progress_bar
 
@@ -35,6 +39,10 @@ METHODS = (
 BEST_STEP_SIZE = 0.000316228
 COMPARED = ("backprop", "best_step_size", "l2", "shrink_and_perturb", "continual_backprop")
 BASELINES = ("fresh_network", "linear")
+HEADINGS = (
+    "method", "squared error, first tenth", "last tenth", "minus backprop, paired", "dormant units at the end",
+    "mean weight magnitude",
+)  # fmt: skip
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -80,50 +88,46 @@ def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
     step_size = runs["backprop"].lanes[0]["hyper"]["step_size"]
     told = {"backprop": f"step size {step_size:g}", "best_step_size": f"step size {BEST_STEP_SIZE:g}"}
     shown = {**runs, "rescue": _after(runs["rescue"], half)}
-    curves = [dataclasses.replace(c, distinction=told.get(c.run.label, "")) for c in figure.curves(shown)]
-    compared = [c for c in curves if c.run.label != "rescue"]
-    figure.draw_metric(axes[0], compared, "squared_error")
-    figure.draw_metric(axes[1], [c for c in compared if c.run.label != "linear"], "dormant_units")
-    figure.draw_metric(axes[2], [c for c in compared if c.run.label != "linear"], "mean_weight_magnitude")
+    drawn = lines([dataclasses.replace(c, setting=told.get(c.run.label, "")) for c in curves(shown)])
+    compared = [line for line in drawn if line.curve.run.label != "rescue"]
+    inside = [line for line in compared if line.curve.run.label != "linear"]
     together = ("backprop", "rescue", "continual_backprop", *BASELINES)
-    figure.draw_metric(axes[3], [c for c in curves if c.run.label in together], "squared_error")
-    axes[3].axvline(half, color=figure.GREY, linewidth=0.8, linestyle=":")
+    figure.draw_metric(axes[0], compared, "squared_error")
+    figure.draw_metric(axes[1], inside, "dormant_units")
+    figure.draw_metric(axes[2], inside, "mean_weight_magnitude")
+    figure.draw_metric(axes[3], [line for line in drawn if line.curve.run.label in together], "squared_error")
+    axes[3].axvline(half, color=GREY, linewidth=0.8, linestyle=":")
     axes[1].set_xlabel("")
     axes[1].set_ylabel("dormant units (%)", fontsize=9)
     axes[2].set_ylabel("mean |weight|", fontsize=9)
     titles = ("Error on the stream", "Inside the networks", "", "Rescue at half time")
     for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title, fontsize=10, loc="left", color=figure.INK)
+        ax.set_title(title, fontsize=10, loc="left", color=INK)
     figure.legend_below(drawing, axes)
-    figure.add_caption(drawing, figure.caption({name: runs[name] for name in (*COMPARED, *BASELINES)}, "bootstrap"))
+    told_of = [runs[name] for name in (*COMPARED, *BASELINES)]
+    figure.add_caption(drawing, caption(told_of, curves(told_of)))
     return figure.save(drawing, path)
 
 
 def table(runs: dict[str, Run]) -> str:
     """Markdown: per method the first and the last tenth of the run, and the paired difference to backprop at last."""
-    lines = [
-        "| method | squared error, first tenth | last tenth | minus backprop, paired | dormant units at the end "
-        "| mean weight magnitude |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for name in (*COMPARED, "rescue", *BASELINES):
         one = runs[name]
         early = one.metrics["squared_error"][:, : max(1, len(one.step) // 10)].mean(1)
-        late = late_mean(one, "squared_error")
-        gap = paired_difference(late, late_mean(runs["backprop"], "squared_error"))
+        late = _late(one, "squared_error")
+        gap = paired_difference(late, _late(runs["backprop"], "squared_error"))
         paired = "" if name == "backprop" else f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-        dormant = f"{100 * late_mean(one, 'dormant_units').mean():.0f} %" if "dormant_units" in one.metrics else ""
-        weights = f"{late_mean(one, 'mean_weight_magnitude').mean():.2f}"
-        told = " (told of changes)" if one.meta["task_aware"] else ""
-        lines.append(
-            f"| {name.replace('_', ' ')}{told} | {_mean(early)} | {_mean(late)} | {paired} | {dormant} | {weights} |"
-        )
-    return "\n".join(lines)
+        dormant = f"{_late(one, 'dormant_units').mean():.0f} %" if "dormant_units" in one.metrics else ""
+        weights = f"{_late(one, 'mean_weight_magnitude').mean():.2f}"
+        told = " (task-aware)" if one.meta["task_aware"] else ""
+        rows.append((f"{name.replace('_', ' ')}{told}", _mean(early), _mean(late), paired, dormant, weights))
+    return printed(Table(rows, left=len(rows[0])), "markdown")
 
 
 def words(runs: dict[str, Run]) -> str:
     """Two sentences, computed from the numbers."""
-    late = {name: late_mean(one, "squared_error") for name, one in runs.items()}
+    late = {name: _late(one, "squared_error") for name, one in runs.items()}
     early = runs["backprop"].metrics["squared_error"][:, : max(1, len(runs["backprop"].step) // 10)].mean(1)
     lost = paired_difference(late["backprop"], early)
     n = len(early)
@@ -143,6 +147,11 @@ def words(runs: dict[str, Run]) -> str:
         f"backprop, lower in {gain.wins} of {gain.n} seeds."
     )
     return textwrap.fill(f"{first} {second}", 110)
+
+
+def _late(one: Run, metric: str) -> np.ndarray:
+    """Mean over the last tenth of the run [lane], in the unit of the metric's axis."""
+    return late_mean(Curve(one, np.arange(len(one.lanes))), metric).to_numpy()
 
 
 def _mean(values: np.ndarray) -> str:

@@ -1,65 +1,46 @@
-"""Write run folders as one long table: label, method, seed, every hyperparameter, step, metric, value.
+"""Write run folders as one long table: whose lane, seed, hyperparameters, task, step, metric, value.
 
-python -m launch.export DIR --format=csv|parquet [--out=FILE, or - for csv on standard output]
+python -m launch.export DIR... --format=csv|parquet [--out=FILE, or - for csv on standard output]
+
+The columns are those of `launch.analysis.long_table`, without rows of bins in which nothing was measured.
 """
 
-import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from absl import flags
 
+from launch.analysis.curves import Curve, curves, read
+from launch.analysis.long_table import OWN, hyper_column, long_table
 from launch.cli import run_cli
 from launch.errors import InputError, unknown
 from launch.storage.durable import replacing
-from launch.storage.run_folder import Run, read_runs
 
 FORMATS = ("csv", "parquet")
-FIRST, LAST = ("label", "method", "seed"), ("step", "metric", "value")
+WORDS = ("label", "method", "setting", "metric")
 
 
-def columns(runs: Mapping[str, Run]) -> list[str]:
-    """The table's columns; a hyperparameter that a lane does not have is left empty in its rows."""
-    hypers = dict.fromkeys(name for run in runs.values() for lane in run.lanes for name in lane["hyper"])
-    return [*FIRST, *(_hyper_column(name) for name in hypers), *LAST]
-
-
-def _hyper_column(name: str) -> str:
-    return f"hyper_{name}" if name in FIRST + LAST else name
-
-
-def blocks(runs: Mapping[str, Run]) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Per label, lane and metric: the columns that are the same in its rows, then `step` and `value` of the rows.
-
-    A bin in which the metric was not measured has no row.
-    """
-    for label, run in runs.items():
-        for index, lane in enumerate(run.lanes):
-            own = {"label": label, "method": lane["method"], "seed": lane["seed"]}
-            own |= {_hyper_column(name): value for name, value in lane["hyper"].items()}
-            for metric, values in run.metrics.items():
-                measured = ~np.isnan(values[index])
-                yield own | {"metric": metric}, run.step[measured], values[index][measured]
-
-
-def export(directory: Path | str, format: str = "csv", out: Path | str | None = None) -> Path | None:
-    """Write every run in `directory` as a table to `out`, by default `metrics.<format>` in it; returns the path.
+def export(
+    directories: Sequence[Path | str] | Path | str, format: str = "csv", out: Path | str | None = None
+) -> Path | None:
+    """Write every run in `directories` as a table to `out`, by default `metrics.<format>` in the first; its path.
 
     `out="-"` writes csv to standard output. Raises InputError.
     """
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
-    runs = read_runs(directory)
+    found = curves(read(directories, "export"))
     if str(out) == "-":
         if format != "csv":
             raise InputError(f"--out: - (standard output) takes csv only, --format={format}")
-        _write_csv(runs, sys.stdout)
+        _write_csv(found, sys.stdout)
         return None
-    path = Path(out) if out is not None else Path(directory) / f"metrics.{format}"
+    first = directories if isinstance(directories, (str, Path)) else directories[0]
+    path = Path(out) if out is not None else Path(first) / f"metrics.{format}"
     if not path.absolute().parent.is_dir():
         raise InputError(f"--out: no folder {path.parent}")
     if path.is_dir():
@@ -67,28 +48,36 @@ def export(directory: Path | str, format: str = "csv", out: Path | str | None = 
     write = _csv_file if format == "csv" else _parquet_writer()
     try:
         with replacing(path) as file:
-            write(runs, file)
+            write(found, file)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     return path
 
 
-def _csv_file(runs: Mapping[str, Run], file: Any) -> None:
+def columns(found: Sequence[Curve]) -> list[str]:
+    """The table's columns; a hyperparameter that a method does not have is left empty in its rows."""
+    hypers = dict.fromkeys(hyper_column(name) for curve in found for name in curve.hyper)
+    first = OWN.index("task")
+    return [*OWN[:first], *hypers, *OWN[first:]]
+
+
+def _parts(found: Sequence[Curve]) -> Iterator[pd.DataFrame]:
+    """The table curve by curve, so that a long one needs no memory for the whole."""
+    names = columns(found)
+    for curve in found:
+        yield long_table([curve]).dropna(subset="value").reindex(columns=names)
+
+
+def _write_csv(found: Sequence[Curve], file: Any) -> None:
+    for place, part in enumerate(_parts(found)):
+        part.to_csv(file, index=False, header=place == 0, lineterminator="\n")
+
+
+def _csv_file(found: Sequence[Curve], file: Any) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    _write_csv(runs, text)
+    _write_csv(found, text)
     text.flush()
     text.detach()
-
-
-def _write_csv(runs: Mapping[str, Run], file: Any) -> None:
-    names = columns(runs)
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
-    for own, steps, values in blocks(runs):
-        row = [own.get(name, "") for name in names]
-        before, metric = row[: -len(LAST)], own["metric"]
-        pairs = zip(steps.tolist(), values.tolist(), strict=True)
-        writer.writerows([*before, step, metric, value] for step, value in pairs)
 
 
 def _parquet_writer() -> Any:
@@ -97,30 +86,17 @@ def _parquet_writer() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError("--format=parquet: needs the package pyarrow; pip install pyarrow") from error
-    kinds = {"label": pyarrow.string(), "method": pyarrow.string(), "metric": pyarrow.string()}
-    kinds |= {"seed": pyarrow.int64(), "step": pyarrow.int64()}
+    kinds = {name: pyarrow.string() for name in WORDS} | {"diverged": pyarrow.bool_()}
+    kinds |= {name: pyarrow.int64() for name in ("seed", "lane", "task", "step", "steps")}
 
-    def write(runs: Mapping[str, Run], file: Any) -> None:
-        names = columns(runs)
-        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in names])
+    def write(found: Sequence[Curve], file: Any) -> None:
+        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns(found)])
         with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-            for group in _groups(runs):
-                own, steps, values = zip(*group, strict=True)
-                index = pyarrow.array(np.repeat(np.arange(len(own)), [len(each) for each in steps]))
-                data: dict[str, Any] = {"step": np.concatenate(steps), "value": np.concatenate(values)}
-                for name in (each for each in names if each not in data):
-                    data[name] = pyarrow.array([each.get(name) for each in own], schema.field(name).type).take(index)
-                writer.write_table(pyarrow.table([pyarrow.array(data[name]) for name in names], schema=schema))
+            for part in _parts(found):
+                part = part.astype(dict.fromkeys(WORDS, object))
+                writer.write_table(pyarrow.Table.from_pandas(part, schema, preserve_index=False))
 
     return write
-
-
-def _groups(runs: Mapping[str, Run]) -> Iterator[list[tuple[dict[str, Any], np.ndarray, np.ndarray]]]:
-    """Blocks by label: one row group of the file each."""
-    for label, run in runs.items():
-        group = list(blocks({label: run}))
-        if group:
-            yield group
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -133,9 +109,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: writes the table and prints where."""
-    if len(arguments) != 1:
-        raise InputError(f"launch.export: {len(arguments)} folders given, one is needed: python -m launch.export DIR")
-    path = export(arguments[0], values.format, values.out)
+    path = export(arguments, values.format, values.out)
     if path is not None:
         print(path)
 

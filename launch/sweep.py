@@ -20,7 +20,8 @@ import jax
 from absl import flags
 
 from launch import train
-from launch.analysis.selection import Winner, render, report_experiment, winners
+from launch.analysis.metrics import checked_metrics
+from launch.analysis.tuning import Winner, render, report_experiment, winners
 from launch.cli import run_cli
 from launch.config import describe
 from launch.config.experiment import Experiment, resolve, warnings
@@ -33,8 +34,8 @@ from launch.engine.stopping import listening
 from launch.engine.sweep_file import check_sweep_file, read_experiments, write_sweep_file
 from launch.engine.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
 from launch.errors import InputError
+from launch.figures import figure, parts
 from launch.plot import plot
-from launch.sensitivity import sensitivity
 from launch.storage.run_folder import METRICS, Run, read_run
 from launch.table import table
 
@@ -211,8 +212,10 @@ def _show_best(sweep: Sweep, values: flags.FlagValues) -> None:
     found = _winners(sweep, values)
     print(render(found))
     if any(len(tried) > 1 for one in found for tried in one.values.values()):
-        metric = values.metric[0] if values.metric else None
-        print(f"figure: {sensitivity(sweep.root, metric=metric, window=values.window)}")
+        runs = {run.label: run for run in _runs(sweep)}
+        (metric,) = checked_metrics(list(runs.values()), values.metric[:1])
+        drawing, _ = parts.draw_sensitivity(runs, metric, values.window)
+        print(f"figure: {figure.save(drawing, sweep.root / 'sensitivity.png')}")
 
 
 def _show_report(sweep: Sweep, values: flags.FlagValues) -> None:

@@ -1,64 +1,27 @@
 """Tabulate run folders: per label and setting the mean with its 95 percent interval, early, late and over all.
 
-python -m launch.table DIR... [--metric=squared_error,dormant_units] [--window=0.1] [--interval=bootstrap|se]
-    [--every=50tasks|STEPS]
+python -m launch.table DIR... [--metric=squared_error,dormant_units] [--window=0.1] [--every=50tasks|STEPS]
+    [--format=markdown|text|latex|html]
+
+Intervals are Student's, from 30 seeds on the bootstrap's. Runs under way are read from their checkpoints.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 from absl import flags
 
-from launch.analysis.by_task import coarser, edges_every, every_text
-from launch.analysis.selection import warn_of_tuning
-from launch.analysis.statistics import INTERVALS, interval, late_bins
+from launch.analysis.comparison import mean_table
+from launch.analysis.curves import curves, read
+from launch.analysis.long_table import coarser, edges_every, every_text
+from launch.analysis.text import FORMATS, printed
+from launch.analysis.tuning import warn_of_tuning
 from launch.cli import run_cli
-from launch.errors import InputError
-from launch.figures.curves import Curve, checked_metrics, curves, metric_style
-from launch.storage.run_folder import Run, read_runs
+from launch.storage.run_folder import Run
 
 
-def table(
-    runs: Sequence[Run], metrics: Sequence[str] | None = None, window: float = 0.1, kind: str = "bootstrap"
-) -> str:
-    """Markdown: a row per curve and metric; means over the first and the last `window` of the bins, and over all.
-
-    Means are over the bins that hold a measurement, each with the same weight. The first window goes at least to the
-    first measurement: what is measured once per task is NaN in the bins before. A cell stays empty where a lane has
-    no measurement.
-
-    Raises:
-        InputError: a metric that no run holds, a window outside (0, 1].
-    """
-    chosen = checked_metrics(runs, metrics)
-    found = curves(runs)
-    share = f"{100 * window:g} %"
-    lines = [f"| method | metric | first {share} | last {share} | whole run | seeds |", "|---|---|---|---|---|---|"]
-    for metric in chosen:
-        for curve in found:
-            if metric in curve.run.metrics:
-                lines.append(_row(curve, metric, window, kind))
-    return "\n".join(lines)
-
-
-def _row(curve: Curve, metric: str, window: float, kind: str) -> str:
-    style = metric_style(metric)
-    values = curve.run.metrics[metric][curve.lanes] * style.scale
-    late = late_bins(values.shape[1], window)
-    held = np.isfinite(values).any(axis=0)
-    first = slice(0, max(late.stop - late.start, int(held.argmax()) + 1 if held.any() else 0))
-    cells = [_cell(values[:, bins], kind) for bins in (first, late, slice(None))]
-    notes = curve.note.replace(" seeds", "").replace(" seed", "")
-    return f"| {curve.name} | {style.label} | {' | '.join(cells)} | {notes} |"
-
-
-def _cell(values: np.ndarray, kind: str) -> str:
-    present = np.isfinite(values)
-    if not present.any(axis=1).all():
-        return ""
-    means = np.where(present, values, 0.0).sum(1) / present.sum(1)
-    mean, low, high = (float(v) for v in interval(means, kind))
-    return f"{mean:.4g} [{low:.4g}, {high:.4g}]" if np.isfinite(low) else f"{mean:.4g}"
+def table(runs: Sequence[Run], metrics: Sequence[str] | None = None, window: float = 0.1) -> str:
+    """Markdown: the means that `analysis.comparison.mean_table` describes."""
+    return printed(mean_table(curves(runs), metrics, window), "markdown")
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -66,20 +29,18 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list("metric", [], "Metrics to tabulate; default: the runs' headline.", flag_values=values)
     flags.DEFINE_float("window", 0.1, "Share of the run that counts as early and late.", flag_values=values)
     flags.DEFINE_string("every", None, "Joins bins: 50tasks, or a number of steps.", flag_values=values)
-    flags.DEFINE_enum("interval", "bootstrap", INTERVALS, "95% interval of the mean.", flag_values=values)
+    flags.DEFINE_enum("format", "markdown", FORMATS, "How the table is written.", flag_values=values)
 
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: prints the table."""
-    if not arguments:
-        raise InputError("launch.table: no run folder given; usage: python -m launch.table DIR...")
-    runs = [run for directory in arguments for run in read_runs(directory).values()]
+    runs = read(arguments, "table")
     warn_of_tuning(runs)
     if values.every is not None:
         runs = [coarser(run, edges_every(run, values.every)) for run in runs]
-    print(table(runs, values.metric, values.window, values.interval))
-    if values.every is not None:
-        print("", every_text(values.every), sep="\n")
+    found = mean_table(curves(runs), values.metric, values.window)
+    joined = [every_text(values.every)] if values.every is not None else []
+    print(printed(found._replace(remarks=[*found.remarks, *joined]), values.format))
 
 
 if __name__ == "__main__":

@@ -3,127 +3,102 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-RESAMPLES = 2000
+from launch.analysis.statistics import Estimate, jackknife
+
 _TIE = 1e-9  # products of fractions miss a half by rounding
 
 
 class Survival(NamedTuple):
-    """Kaplan and Meier's estimate: `share` [k] have not had the event right after `time` [k]; before the first, all.
+    """Kaplan and Meier's estimate over all seeds, and without each of them in turn, from which intervals follow.
 
-    `time` rises strictly and holds the times of events only.
+    Attributes:
+        time: the times of events, rising strictly, `[k]`.
+        shares: share that has not had the event right after each time, `[1 + seed, k]`: of all seeds, then without
+            each; before the first time it is 1.
+        longest: the longest time watched; nothing is known beyond it.
+        number: how many were watched.
     """
 
     time: np.ndarray
-    share: np.ndarray
+    shares: np.ndarray
+    longest: float
+    number: int
 
-    def median(self) -> float:
-        """The first time at which at most half are left; infinite where more than half are left at the end."""
-        return float(_median(self.time, self.share))
+    @property
+    def share(self) -> np.ndarray:
+        """The estimate itself, `[k]`."""
+        return self.shares[0]
 
-    def restricted_mean(self, horizon: float) -> float:
+    @property
+    def band(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the interval of `share` over seeds, `[k]` each, within 0 and 1; NaN for a single seed."""
+        low, high = jackknife(self.share, self.shares[1:])
+        return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+    def at(self, time: float) -> Estimate:
+        """Share of those whose event comes after `time`; NaN beyond what was watched."""
+        if time > self.longest and not (len(self.time) and self.share[-1] <= 0):
+            return Estimate(np.nan, np.nan, np.nan)
+        i = int(np.searchsorted(self.time, time, side="right")) - 1
+        return Estimate(1.0, np.nan, np.nan) if i < 0 else Estimate(*(float(e[i]) for e in (self.share, *self.band)))
+
+    def median(self) -> Estimate:
+        """The first time at which at most half are left, infinite where more are; the ends are those of the band."""
+        value, low, high = (_median(self.time, share) for share in (self.share, *self.band))
+        known = len(self.shares) > 2
+        return Estimate(value, low if known else np.nan, high if known else np.nan)
+
+    def restricted_mean(self, horizon: float) -> Estimate:
         """Mean of min(time, horizon): the area under the curve from 0 to `horizon`."""
-        return float(_area(self.time, self.share, horizon))
+        width = np.diff(np.minimum(np.concatenate([[0.0], self.time, [np.inf]]), horizon))
+        areas = np.concatenate([np.ones((len(self.shares), 1)), self.shares], axis=1) @ width
+        return Estimate(float(areas[0]), *(float(np.clip(end, 0, horizon)) for end in jackknife(areas[0], areas[1:])))
 
 
-class Ranged(NamedTuple):
-    """An estimate and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
+def _median(time: np.ndarray, share: np.ndarray) -> float:
+    below = np.flatnonzero(share <= 0.5 + _TIE)
+    return float(time[below[0]]) if len(below) else np.inf
 
 
-class Pooled(NamedTuple):
-    """Survival of the tasks of several lanes, with intervals over lanes.
-
-    `curve` has `low` and `high` [k] beside it; `never` is the share of tasks without the event, `mean` restricted.
-    """
-
-    curve: Survival
-    low: np.ndarray
-    high: np.ndarray
-    never: Ranged
-    median: Ranged
-    mean: Ranged
-    tasks: int
-
-
-def kaplan_meier(time: np.ndarray, happened: np.ndarray) -> Survival:
+def kaplan_meier(watched: pd.DataFrame) -> Survival:
     """Kaplan and Meier (1958): S(t) = product over event times t_i <= t of (1 - d_i / n_i).
 
-    d_i events happen at t_i, and n_i have neither had theirs nor left the study before t_i: who leaves at t_i
-    (`happened` false, censored) is still counted there. `time` [n] positive and finite, `happened` bool [n].
+    d_i events happen at t_i, to n_i that are watched: who leaves at t_i without the event (censored) still counts, who
+    comes into view at t_i does not yet. Those of one seed depend on each other, seeds do not: intervals are
+    `statistics.jackknife` over seeds.
+
+    Args:
+        watched: a row for each, with `seed`, `time` (positive and finite), `happened` (bool), and, where they come
+            into view late, `entry`; who leaves before is not counted.
     """
-    time, happened = np.asarray(time, np.float64), np.asarray(happened, bool)
-    if time.ndim != 1 or time.shape != happened.shape:
-        raise ValueError(f"kaplan_meier: shapes {time.shape} and {happened.shape}, two equal [n] are needed")
+    if "entry" in watched:
+        watched = watched[watched["time"] > watched["entry"]]
+    time = watched["time"].to_numpy(float)
     if not (np.isfinite(time).all() and (time > 0).all()):
         raise ValueError("kaplan_meier: times have to be positive and finite")
-    times, events, left = _counts(time[None], happened[None])
-    return Survival(times, _product(events[0], left[0]))
+    times = np.unique(watched["time"][watched["happened"]]).astype(float)
+    events, risk = [], []
+    for _, mine in watched.groupby("seed"):
+        ends, hit = mine["time"].to_numpy(float), mine["happened"].to_numpy(bool)
+        entries = np.sort(mine["entry"].to_numpy(float)) if "entry" in mine else np.zeros(len(mine))
+        events.append(np.bincount(np.searchsorted(times, ends[hit]), minlength=len(times)))
+        risk.append(np.searchsorted(entries, times) - np.searchsorted(np.sort(ends), times))
+    seeds = len(events)
+    weights = np.concatenate([np.ones((1, seeds)), 1 - np.eye(seeds)])
+    happened, left = (weights @ np.reshape(each, (seeds, len(times))) for each in (events, risk))
+    # Where nobody is watched the share stays as it was.
+    shares = np.cumprod(1 - np.divide(happened, left, out=np.zeros(left.shape), where=left > 0), axis=1)
+    return Survival(times, shares, float(watched["time"].max()) if len(watched) else 0.0, len(watched))
 
 
-def _counts(time: np.ndarray, happened: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Event times [k] of all lanes, and per lane how many events [lane, k] and how many still watched [lane, k].
-
-    A NaN time counts nowhere.
-    """
-    times = np.unique(time[happened & np.isfinite(time)])
-    events, left = (np.zeros((len(time), len(times))) for _ in range(2))
-    for lane, (mine, mark) in enumerate(zip(time, happened, strict=True)):
-        mine, mark = mine[np.isfinite(mine)], mark[np.isfinite(mine)]
-        left[lane] = len(mine) - np.searchsorted(np.sort(mine), times)
-        np.add.at(events[lane], np.searchsorted(times, mine[mark]), 1)
-    return times, events, left
-
-
-def _product(events: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """S [..., k]; where nobody is left, S stays as it was."""
-    return np.cumprod(1 - np.divide(events, left, out=np.zeros(np.shape(events)), where=left > 0), axis=-1)
-
-
-def _median(time: np.ndarray, share: np.ndarray) -> np.ndarray:
-    below = share <= 0.5 + _TIE
-    if not len(time):
-        return np.full(share.shape[:-1], np.inf)
-    return np.where(below.any(axis=-1), time[below.argmax(axis=-1)], np.inf)
-
-
-def _area(time: np.ndarray, share: np.ndarray, horizon: float) -> np.ndarray:
-    width = np.diff(np.minimum(np.concatenate([[0.0], time, [np.inf]]), horizon))
-    return np.concatenate([np.ones((*share.shape[:-1], 1)), share], axis=-1) @ width
-
-
-def pooled(time: np.ndarray, happened: np.ndarray, horizon: float, level: float = 0.95, seed: int = 0) -> Pooled:
-    """Kaplan-Meier over all tasks of all lanes; `time` and `happened` [lane, task], NaN times left out.
-
-    Tasks of a lane are not independent of each other, lanes are: the intervals are percentiles of `RESAMPLES`
-    resamplings of whole lanes; too narrow for fewer than about ten lanes, NaN below two.
-    """
-    watched = np.isfinite(time)
-    lanes = watched.any(axis=1)
-    if not lanes.any():
-        raise ValueError("pooled: no time in any lane")
-    time, happened, watched = time[lanes], happened[lanes], watched[lanes]
-    times, events, left = _counts(time, happened)
-    number, missed = watched.sum(axis=1), (watched & ~happened).sum(axis=1)
-    drawn = np.random.default_rng(seed).multinomial(len(time), np.full(len(time), 1 / len(time)), RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(time))), drawn])  # the first row: the lanes as they are
-    share = _product(weights @ events, weights @ left)
-    never = (weights @ missed) / (weights @ number)
-    found = [
-        Ranged(float(each[0]), *(float(end) for end in _ends(each[1:], level, len(time))))
-        for each in (never, _median(times, share), _area(times, share, horizon))
-    ]
-    low, high = _ends(share[1:], level, len(time))
-    return Pooled(Survival(times, share[0]), low, high, *found, int(number.sum()))
-
-
-def _ends(values: np.ndarray, level: float, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles over the first axis, values that occur: a mean of a number and an infinite one would be none."""
-    if lanes < 2:
-        return (np.full(values.shape[1:], np.nan),) * 2
-    ends = ((1 - level) / 2, "lower"), ((1 + level) / 2, "higher")
-    low, high = (np.quantile(values, share, axis=0, method=method) for share, method in ends)
-    return low, high
+def never(watched: pd.DataFrame) -> Estimate:
+    """Share of those `watched`, as `kaplan_meier` takes them, to whom it did not happen."""
+    by_seed = watched.groupby("seed")["happened"].agg(["sum", "count"]).to_numpy(float)
+    missed, number = by_seed[:, 1] - by_seed[:, 0], by_seed[:, 1]
+    whole = missed.sum() / number.sum()
+    if len(number) < 2:
+        return Estimate(float(whole), np.nan, np.nan)
+    ends = jackknife(whole, (missed.sum() - missed) / (number.sum() - number))
+    return Estimate(float(whole), *(float(np.clip(end, 0, 1)) for end in ends))

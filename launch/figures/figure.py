@@ -3,32 +3,32 @@
 import logging
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.analysis.statistics import interval as interval_over_lanes
-from launch.analysis.statistics import late_mean
+from launch.analysis.curves import Curve
+from launch.analysis.long_table import STARTS, late_mean
+from launch.analysis.metrics import MetricStyle, default_metric, metric_style
+from launch.analysis.statistics import FEW, interval
 from launch.errors import InputError, unknown
-from launch.figures.curves import INK, METRICS, Curve, baseline, caption, curves, label_colours, metric_style
+from launch.figures.style import GREY, INK, PALE, Line, label_colours
 from launch.storage.run_folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "FORMATS", "METRICS", "add_caption", "caption", "curves", "draw_against", "draw_metric", "label_colours",
-    "legend_below",
-    "metric_style", "new_figure", "save",
-]  # fmt: skip
 FORMATS = ("png", "pdf", "svg")
+MOST_LINES = 8
+"""Lines in a panel; more go into further panels."""
 FEW_POINTS = 12
 FEWEST_LETTERS = 20
 MOST_VALUES = 12
-PALE, GREY = "#E6E6E6", "#999999"
+REACH = 5.0  # what lies this many times further from the best than the median is marked at the edge, not shown
+NEAR = 0.75  # of the best: what is no further from it always lies on the axis
 
 
 def new_figure(panels: int = 1, width: float | None = None, height: float = 3.1) -> tuple["Figure", list["Axes"]]:
@@ -64,51 +64,126 @@ def bare(ax: "Axes") -> None:
     ax.margins(x=0.02)
 
 
-def draw_metric(
-    ax: "Axes",
-    runs: Mapping[str, Run] | Iterable[Run] | Sequence[Curve],
-    metric: str,
-    interval: str = "bootstrap",
-    level: float = 0.95,
-) -> list[Curve]:
-    """Draw mean and shaded interval over lanes of every curve that holds `metric`; returns the curves drawn.
+def draw_metric(ax: "Axes", found: Sequence[Line], metric: str) -> list[Line]:
+    """Draw the mean over seeds of every line that holds `metric`, and how far seeds are apart; returns those drawn.
 
-    A point stands at the end of its bin; a bin without a measurement is passed over. `runs` may be `curves(runs)`.
+    From `FEW` seeds on the band is the 95% interval of the mean; with fewer the seeds themselves are thin lines. A
+    point stands at the end of its bin; a bin without a measurement is passed over. Nothing is drawn beyond the metric's
+    bounds, and what lies far from all else does not set the scale: it is marked at the edge with its value. The axis
+    counts tasks where an accuracy is the headline, else steps.
     """
-    given = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
-    found = [each for each in given if isinstance(each, Curve)]
-    found = found or curves(each for each in given if isinstance(each, Run))
-    style, drawn = metric_style(metric), []
-    for curve in found:
-        if metric not in curve.run.metrics:
-            continue
-        values = curve.run.metrics[metric][curve.lanes] * style.scale
-        mean, low, high = interval_over_lanes(values, interval, level)
-        known = np.isfinite(mean)
-        step, mark = curve.run.step[known], "o" if known.sum() <= FEW_POINTS else None
-        above = 3 if baseline(curve.run) is None else 2
-        label = f"{curve.name} ({curve.note})"
-        look = {"color": curve.colour, "linestyle": curve.line, "linewidth": 1.6, "marker": mark, "markersize": 3}
-        ax.plot(step, mean[known], label=label, zorder=above, **look)
-        ax.fill_between(step, low[known], high[known], color=curve.colour, alpha=0.18, linewidth=0, zorder=above - 1.5)
-        drawn.append(curve)
+    style = metric_style(metric)
+    drawn = [line for line in found if metric in line.curve.run.metrics]
+    by_task = counts_tasks([line.curve.run for line in drawn])
+    spread = []
+    for line in drawn:
+        values = line.curve.values(metric)
+        known = np.isfinite(values).any(axis=0)
+        x, values = _positions(line.curve.run, by_task)[known], values[:, known]
+        spread.append((line, x, *_draw_seeds(ax, line, x, values, style)))
     ax.set_ylabel(_axis_label(metric, drawn), fontsize=10, color=INK)
-    _mark_changes(ax, drawn)
-    _step_axis(ax, max((int(curve.run.step[-1]) for curve in drawn if len(curve.run.step)), default=1))
+    _fit_scale(ax, spread, style)
+    if by_task:
+        ax.set_xlabel("task", fontsize=10, color=INK)
+        ax.set_xlim(left=0)
+    else:
+        _mark_changes(ax, drawn)
+        _step_axis(ax, max((int(e.curve.run.step[-1]) for e in drawn if len(e.curve.run.step)), default=1))
     return drawn
 
 
-def _axis_label(metric: str, drawn: Sequence[Curve]) -> str:
+def _draw_seeds(ax: "Axes", line: Line, x: np.ndarray, values: np.ndarray, style: MetricStyle) -> list[np.ndarray]:
+    """Mean of `values` [lane, point], and band or seeds; the mean and the ends of what is drawn, [point] each."""
+    look = {"color": line.colour, "linestyle": line.style}
+    mean, low, high = interval(values)
+    mark = "o" if len(x) <= FEW_POINTS else None
+    ax.plot(x, mean, label=line.label, zorder=line.above, linewidth=1.6, marker=mark, markersize=3, **look)
+    if len(values) < FEW:
+        for seed in values if len(values) > 1 else ():
+            ax.plot(x, seed, linewidth=0.6, alpha=0.55, marker=mark, markersize=1.5, zorder=line.above - 1.5, **look)
+        present = np.where(np.isfinite(values), values, mean)
+        return [mean, present.min(axis=0, initial=np.inf), present.max(axis=0, initial=-np.inf)]
+    low, high = np.clip(low, *style.bounds), np.clip(high, *style.bounds)
+    if len(x) == 1:
+        ax.errorbar(x, mean, np.abs([mean - low, high - mean]), color=line.colour, capsize=3, linewidth=1.2)
+    ax.fill_between(x, low, high, color=line.colour, alpha=0.18, linewidth=0, zorder=line.above - 1.5)
+    return [mean, low, high]
+
+
+def counts_tasks(runs: Sequence[Run]) -> bool:
+    """Whether the axis counts tasks: an accuracy is the headline of every run, and all say where their tasks begin."""
+    return bool(runs) and all(
+        run.metrics and metric_style(default_metric([run])).scale == 100 and len(run.meta.get(STARTS) or ()) > 2
+        for run in runs
+    )
+
+
+def _positions(run: Run, by_task: bool) -> np.ndarray:
+    """Where the bins end on the axis: in steps, or in tasks."""
+    starts = run.meta[STARTS] if by_task else ()
+    return np.interp(run.step, starts, np.arange(len(starts))) if by_task else run.step
+
+
+def reach(cost: np.ndarray) -> float:
+    """How far from the least cost something may lie and still set the scale."""
+    cost = cost[np.isfinite(cost)]
+    if not len(cost):
+        return np.inf
+    far = float(cost.min() + max(REACH * (np.median(cost) - cost.min()), NEAR * abs(cost.min())))
+    return far if far > cost.min() else float(cost.max())
+
+
+def _fit_scale(ax: "Axes", spread: Sequence[tuple[Any, ...]], style: MetricStyle) -> None:
+    """Limits of the axis that hold all but what lies far off, which is marked at the edge; none beyond the bounds."""
+    spread = [each for each in spread if len(each[1])]
+    sign = 1 if style.better == "lower" else -1
+    levels = np.array([sign * np.nanmedian(mean) for _, _, mean, _, _ in spread])
+    kept = [ends for ends, level in zip(spread, levels, strict=True) if level <= reach(levels)]
+    if not kept:
+        return
+    values = np.concatenate([np.concatenate(each[2:]) for each in kept])
+    values = values[np.isfinite(values)]
+    least, most = np.percentile(values, [1, 99])
+    low, high = max(values.min(), least - (most - least)), min(values.max(), most + (most - least))
+    drawn = np.concatenate([np.concatenate(each[2:4]) for each in spread])
+    if np.nanmin(drawn) < low or np.nanmax(drawn) > high or len(kept) < len(spread):
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        ax.set_ylim(low - room, high + room)
+    bottom, top = ax.get_ylim()
+    floor, ceiling = style.bounds
+    edge = 0.02 * (top - bottom)
+    ax.set_ylim(max(bottom, floor - edge), min(top, ceiling + edge))
+    for line, x, mean, _, _ in spread:
+        for where, above in ((np.nanargmax(mean), True), (np.nanargmin(mean), False)):
+            if (mean[where] > ax.get_ylim()[1]) if above else (mean[where] < ax.get_ylim()[0]):
+                mark_beyond(ax, float(x[where]), float(mean[where]), line.colour)
+
+
+def mark_beyond(ax: "Axes", x: float, value: float, colour: Any) -> None:
+    """A caret and the number itself for a point beyond the axis; neighbours' numbers stand at different heights."""
+    above, transform = value > ax.get_ylim()[1], ax.get_xaxis_transform()
+    end = float(above)
+    ax.plot([x], [end], marker=6 if above else 7, color=colour, transform=transform, clip_on=False, zorder=6)
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    # Above the axis there is room outside; below it stand the ticks.
+    lift = (4 if above else 8) + 10 * (len(ax.texts) % 2)
+    ax.annotate(
+        text, (x, end), xycoords=transform, xytext=(0, lift), textcoords="offset points",
+        ha="center", fontsize=8, color=colour, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _axis_label(metric: str, drawn: Sequence[Line]) -> str:
     """The metric's; of what changes, what that is where all curves agree."""
-    changes = {curve.run.meta["settings"].get("task.change") for curve in drawn}
+    changes = {line.curve.run.meta["settings"].get("task.change") for line in drawn}
     if metric == "condition" and len(changes) == 1 and None not in changes:
         return str(changes.pop()).replace("_", " ")
     return metric_style(metric).label
 
 
-def _mark_changes(ax: "Axes", drawn: Sequence[Curve]) -> None:
+def _mark_changes(ax: "Axes", drawn: Sequence[Line]) -> None:
     """A thin line at every change of the environment, with the value it brings where all curves share one seed."""
-    changes = {seed: made for curve in drawn for seed, made in curve.run.meta.get("changes", {}).items()}
+    changes = {seed: made for line in drawn for seed, made in line.curve.run.meta.get("changes", {}).items()}
     for step in sorted({step for made in changes.values() for step, _ in made if step}):
         ax.axvline(step, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
     if len(changes) == 1 and len(next(iter(changes.values()))) <= MOST_VALUES:
@@ -129,30 +204,44 @@ def _step_axis(ax: "Axes", last: int) -> None:
     ax.set_xlim(left=0)
 
 
-def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str, interval: str = "bootstrap") -> None:
-    """Draw the mean over the last tenth of the run, with its interval over lanes, against the swept number `name`.
+def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str) -> None:
+    """Draw the mean over the last tenth of the run against the swept number `name`, with its interval over seeds.
 
-    Curves that differ in nothing else share a line. InputError where no curve has the number.
+    With fewer than `FEW` seeds the seeds are dots in place of the interval. Curves that differ in nothing else share a
+    line. InputError where no curve has the number.
     """
-    style, lines = metric_style(metric), {}
+    style, points, methods = metric_style(metric), {}, {}
     for curve in found:
-        hyper = curve.run.lanes[curve.lanes[0]]["hyper"]
-        if metric in curve.run.metrics and name in hyper:
-            rest = [part for part in curve.distinction.split(", ") if part and not part.startswith(f"{name}=")]
-            late = late_mean(curve.run, metric)[curve.lanes] * style.scale
+        if metric in curve.run.metrics and name in curve.hyper:
+            named = f"{name.replace('_', ' ')} "
+            rest = [part for part in curve.setting.split(", ") if part and not part.startswith(named)]
             label = ", ".join([curve.run.label.replace("_", " "), *rest])
-            lines.setdefault(label, []).append((hyper[name], *map(float, interval_over_lanes(late, interval))))
-    if not lines:
-        swept = {key for curve in found for key in curve.run.lanes[curve.lanes[0]]["hyper"]}
-        raise unknown("--against", name, swept)
-    for (label, points), colour in zip(lines.items(), label_colours(lines).values(), strict=True):
-        x, mean, low, high = np.array(sorted(points)).T
-        ax.plot(x, mean, label=label, color=colour, marker="o", markersize=3, linewidth=1.6)
-        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    if min(point[0] for points in lines.values() for point in points) > 0:
+            methods.setdefault(label, (curve.run.label, curve.run.meta["method"]))
+            points.setdefault(label, []).append((curve.hyper[name], late_mean(curve, metric).to_numpy()))
+    if not points:
+        raise unknown("--against", name, {key for curve in found for key in curve.hyper})
+    colours = label_colours(methods.values())
+    for label, each in points.items():
+        colour, dashes = colours[methods[label][0]]
+        draw_points(ax, sorted(each, key=lambda point: point[0]), style, color=colour, label=label, linestyle=dashes)
+    if min(x for each in points.values() for x, _ in each) > 0:
         ax.set_xscale("log")
     ax.set_xlabel(name.replace("_", " "), fontsize=10, color=INK)
     ax.set_ylabel(f"{style.label}, last tenth of the run", fontsize=10, color=INK)
+
+
+def draw_points(ax: "Axes", points: Sequence[tuple[float, np.ndarray]], style: MetricStyle, **look: Any) -> None:
+    """Means of values [seed] at some x, with their intervals; of fewer than `FEW` seeds the values as dots."""
+    x = [each for each, _ in points]
+    ends = np.array([[float(end) for end in interval(values)] for _, values in points]).T
+    ax.plot(x, ends[0], linewidth=1.6, **{"marker": "o", "markersize": 4, "zorder": 4} | look)
+    if all(len(values) >= FEW for _, values in points):
+        low, high = np.clip(ends[1:], *style.bounds)
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.16, linewidth=0, zorder=2)
+        return
+    for each, values in points:
+        if len(values) > 1:
+            ax.plot([each] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=3)
 
 
 def legend_below(figure: "Figure", axes: Sequence["Axes"]) -> None:

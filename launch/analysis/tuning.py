@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.analysis.statistics import Difference, interval, late_mean, paired_difference
+from launch.analysis.curves import Curve
+from launch.analysis.long_table import late_mean
+from launch.analysis.metrics import checked_metrics, metric_style
+from launch.analysis.statistics import Difference, interval, paired_difference
+from launch.analysis.text import Table, percent, printed
 from launch.config.syntax import parse_methods
 from launch.errors import InputError, unknown
-from launch.figures.curves import checked_metrics, metric_style
 from launch.storage.run_folder import Run, number_texts, seeds_text
-from launch.texts import aligned
 
 if TYPE_CHECKING:
     from launch.config.experiment import Experiment
@@ -35,6 +37,12 @@ class Setting:
     scores: np.ndarray
     score: float
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Ends of the score's interval over seeds."""
+        _, low, high = interval(self.scores)
+        return float(low), float(high)
+
 
 @dataclasses.dataclass(frozen=True)
 class Winner:
@@ -46,7 +54,7 @@ class Winner:
         metric: what is compared; `window` is the share of the run, at its end, over which its mean is taken.
         setting: every number of the method.
         values: per swept number, the values tried, ascending.
-        score: mean over seeds, with the ends of its 95 percent interval `low` and `high` (bootstrap).
+        score: mean over seeds, with the ends of its 95 percent interval `low` and `high`.
         seeds: the tuning seeds of the label, ascending.
         tried: number of settings tried.
         runner_up: the next best setting, or `None` where one setting was tried.
@@ -91,7 +99,7 @@ def settings(run: Run, metric: str, window: float = 1.0) -> list[Setting]:
     Raises:
         InputError: an unknown metric, a window outside (0, 1], nothing measured in it.
     """
-    scores, seeds = late_mean(run, metric, window) * metric_style(metric).scale, run.seeds
+    scores, seeds = late_mean(Curve(run, np.arange(len(run.lanes))), metric, window).to_numpy(), run.seeds
     found = []
     for _, lanes in run.settings_groups():
         known = scores[lanes][np.isfinite(scores[lanes])]
@@ -110,6 +118,14 @@ def ranked(found: Iterable[Setting], metric: str) -> list[Setting]:
     """The settings that were measured, best first; equals in the order given."""
     sign = 1 if metric_style(metric).better == "lower" else -1
     return sorted((each for each in found if np.isfinite(each.score)), key=lambda each: sign * each.score)
+
+
+def by_value(found: Sequence[Setting], metric: str, name: str) -> dict[float, Setting]:
+    """The best setting at each value of a swept number, values ascending; none where nothing was measured."""
+    best: dict[float, Setting] = {}
+    for setting in ranked(found, metric) if name in values_tried(found) else ():
+        best.setdefault(setting.hyper[name], setting)
+    return dict(sorted(best.items()))
 
 
 def winners(runs: Mapping[str, Run] | Iterable[Run], metric: str | None = None, window: float = 1.0) -> list[Winner]:
@@ -180,9 +196,14 @@ def value_text(value: float, tried: Sequence[float]) -> str:
 
 
 def render(found: Sequence[Winner]) -> str:
-    """The winners as aligned text, what has to be known to read it, and warnings, a line each."""
-    rows = [HEADINGS, *(_cells(winner) for winner in found)]
-    return "\n".join([*aligned(rows), "", *notes(found), *(f"warning: {line}" for line in warnings(found))])
+    """The winners as aligned text."""
+    return printed(table(found))
+
+
+def table(found: Sequence[Winner]) -> Table:
+    """The winners, with what has to be known to read them, and warnings."""
+    remarks = [*notes(found), *(f"warning: {line}" for line in warnings(found))]
+    return Table([HEADINGS, *(_cells(winner) for winner in found)], remarks)
 
 
 def _cells(winner: Winner) -> tuple[str, ...]:
@@ -205,7 +226,7 @@ def notes(found: Sequence[Winner]) -> list[str]:
     if not found:
         return []
     style, first = metric_style(found[0].metric), found[0]
-    span = "the whole run" if first.window == 1 else f"the last {100 * first.window:g}% of the run"
+    span = "the whole run" if first.window == 1 else f"the last {percent(first.window)} of the run"
     lines = [
         f"Score: {style.label}, mean over {span}, {style.better} is better; best - runner-up paired by seed.",
         f"Tuned on {tuned_on(found)}.",
