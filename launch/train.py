@@ -42,9 +42,7 @@ from launch.engine.runner import run
 from launch.engine.sinks import check_sinks, open_sinks
 from launch.engine.stopping import listening
 from launch.errors import InputError, unknown
-from launch.plot import plot
 from launch.storage.run_folder import Run
-from launch.table import table
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -106,7 +104,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "history",
         0,
-        "replacements of hidden units kept a lane, for launch.units; short for --set=history=N",
+        "replacements of hidden units kept a lane, for launch.report; short for --set=history=N",
         lower_bound=0,
         flag_values=values,
     )
@@ -252,6 +250,10 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if not is_first():
         return 0
     log(runs, values.log, workdir)
+    # pandas and figures take a second to import, which lists and refusals do without.
+    from launch.plot import plot
+    from launch.table import table
+
     print(table(list(runs.values()), values.metric))
     print(f"figure: {plot([workdir], metrics=values.metric or None)}")
     _tell_lost(runs)

@@ -76,7 +76,7 @@ class IncrementalCIFAR100(Growing):
         augment_test: whether test pictures are too, as in the published code; validation pictures never are.
         accuracy: `selected`: what counts for an increment is `test_accuracy`; `best_epoch`: the highest
             `test_accuracy_in_task` of its epochs, as in the published figures. Here that only decides when and on how
-            many pictures the latter is measured; who reads the results takes the highest (`launch.increments` does).
+            many pictures the latter is measured; who reads the results takes the highest (`launch.report` does).
         select: whether the parameters that do best in validation come back at the end of an increment.
         probe_in_training: whether the diagnostics look at the network as it is in training, as in the published code.
         cumulative: increment `t` (from 0) lasts `epochs (t + 2) / 2` epochs, which are as many updates as a network

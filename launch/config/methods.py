@@ -121,7 +121,7 @@ INITIALIZER = Choice(
     "law of a fresh unit's weights",
     ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
 )
-HISTORY = Choice(0, "replacements kept for launch.units, 20 bytes each; 0 keeps none", kind=int, low=0)
+HISTORY = Choice(0, "replacements kept for launch.report, 20 bytes each; 0 keeps none", kind=int, low=0)
 RESTART_ALL = Choice(
     True, "begin running statistics and the optimizer's state anew as well as the weights", (True, False), bool
 )

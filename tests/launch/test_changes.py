@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import launch
+from launch.analysis.curves import curves
 from launch.config.describe import plan as described
 from launch.config.experiment import resolve, warnings
 from launch.engine.programs import task_key
 from launch.errors import InputError
 from launch.figures import figure
+from launch.figures.style import lines
 from launch.storage.run_folder import CHECKPOINTS, read_meta, read_run
 from launch.storage.states import first_good
 from tasks import brax_environment as module
@@ -79,7 +81,7 @@ def test_a_figure_marks_every_change_and_tells_the_values_of_a_single_seed(count
     launch.run(counting(methods="standard", seeds=seeds), tmp_path, 1)
     run = read_run(tmp_path / "standard")
     _, (ax,) = figure.new_figure()
-    figure.draw_metric(ax, [run], "loss")
+    figure.draw_metric(ax, lines(curves([run])), "loss")
     marked = [line.get_xdata()[0] for line in ax.get_lines() if len(set(line.get_xdata())) == 1]
     assert marked == [50, 100, 150]
     shown = [(text.xy[0], text.get_text()) for text in ax.texts]

@@ -56,7 +56,7 @@ def test_the_table_has_a_row_a_method_and_pairs_with_backprop(runs):
     late = {name: run.metrics["squared_error"][:, -2:].mean() for name, run in runs.items()}
     assert by_name["rescue"][3].startswith(f"{late['rescue'] - late['backprop']:+.3f} ")
     assert by_name["linear"][4] == ""
-    assert "fresh network (told of changes)" in by_name
+    assert "fresh network (task-aware)" in by_name
 
 
 def test_the_rescue_is_drawn_from_its_switch_on(runs):

@@ -27,26 +27,29 @@ def write(folder, label, values, hypers=({},), seeds=(0, 1, 2), metric="squared_
 @pytest.fixture
 def folder(tmp_path):
     write(tmp_path, "a", [[0.1, np.nan], [1 / 3, 1e-30], [2.0, 3.0]], hypers=[{"step_size": 0.01}])
-    write(tmp_path, "b", [[5.0, 6.0]], hypers=[{"rate": 1e-4, "metric": 2.0}], seeds=(7,), metric="loss")
+    write(tmp_path, "b", [[5.0, 6.0]], hypers=[{"rate": 1e-4, "metric": 2.0}], seeds=(7,), metric="loss", diverged=[0])
     return tmp_path
 
 
 EXPECTED = [
-    ("a", "a", 0, 0.01, None, None, 10, "squared_error", 0.1),
-    ("a", "a", 1, 0.01, None, None, 10, "squared_error", 1 / 3),
-    ("a", "a", 1, 0.01, None, None, 20, "squared_error", 1e-30),
-    ("a", "a", 2, 0.01, None, None, 10, "squared_error", 2.0),
-    ("a", "a", 2, 0.01, None, None, 20, "squared_error", 3.0),
-    ("b", "b", 7, None, 1e-4, 2.0, 10, "loss", 5.0),
-    ("b", "b", 7, None, 1e-4, 2.0, 20, "loss", 6.0),
+    ("a", "a", None, 0, 0, 0.01, None, None, 0, 10, 10, "squared_error", 0.1, False),
+    ("a", "a", None, 1, 1, 0.01, None, None, 0, 10, 10, "squared_error", 1 / 3, False),
+    ("a", "a", None, 1, 1, 0.01, None, None, 0, 20, 10, "squared_error", 1e-30, False),
+    ("a", "a", None, 2, 2, 0.01, None, None, 0, 10, 10, "squared_error", 2.0, False),
+    ("a", "a", None, 2, 2, 0.01, None, None, 0, 20, 10, "squared_error", 3.0, False),
+    ("b", "b", None, 7, 0, None, 1e-4, 2.0, 0, 10, 10, "loss", 5.0, True),
+    ("b", "b", None, 7, 0, None, 1e-4, 2.0, 0, 20, 10, "loss", 6.0, True),
 ]
-COLUMNS = ["label", "method", "seed", "step_size", "rate", "hyper_metric", "step", "metric", "value"]
+COLUMNS = [
+    "label", "method", "setting", "seed", "lane", "step_size", "rate", "hyper_metric", "task", "step", "steps",
+    "metric", "value", "diverged",
+]  # fmt: skip
 
 
 def rows_of(text):
     head, *rows = csv.reader(io.StringIO(text))
     assert head == COLUMNS
-    kinds = (str, str, int, float, float, float, int, str, float)
+    kinds = (str, str, str, int, int, float, float, float, int, int, int, str, float, lambda cell: cell == "True")
     return [tuple(kind(cell) if cell else None for kind, cell in zip(kinds, row, strict=True)) for row in rows]
 
 
@@ -60,7 +63,8 @@ def test_parquet_holds_the_same(folder):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(export(folder, "parquet", folder / "table.parquet"))
     assert table.column_names == COLUMNS
-    assert [tuple(row.values()) for row in table.to_pylist()] == EXPECTED
+    rows = [{name: None if value == "" else value for name, value in row.items()} for row in table.to_pylist()]
+    assert [tuple(row.values()) for row in rows] == EXPECTED
 
 
 def test_parquet_without_its_package_is_one_line_and_no_file(folder, monkeypatch):
@@ -96,5 +100,5 @@ def test_the_command(folder, capsys):
     rest = values(["export", str(folder), f"--out={folder / 'table.csv'}"])
     command.main(rest[1:], values)
     assert capsys.readouterr().out.strip() == str(folder / "table.csv")
-    with pytest.raises(InputError, match="0 folders"):
+    with pytest.raises(InputError, match="no run folder given"):
         command.main([], values)

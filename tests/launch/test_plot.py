@@ -9,9 +9,11 @@ from absl import flags
 
 from launch import compare, table
 from launch import plot as command
+from launch.analysis.curves import caption, curves, interval_words
+from launch.analysis.metrics import metric_style
 from launch.errors import InputError
-from launch.figures import figure
-from launch.figures.curves import caption, curves, label_colours, metric_style
+from launch.figures import figure, parts
+from launch.figures.style import label_colours, lines
 from launch.plot import plot
 from launch.storage.run_folder import read_runs, write_run
 
@@ -26,6 +28,13 @@ def write(folder, label, values, hypers=({},), seeds=(0, 1, 2), metric="squared_
     meta = {"label": label, "method": label, "task": "toy", "settings": settings, "lanes": lanes, **about}
     bins = values.shape[1]
     write_run(folder / label, meta, 10 * np.arange(1, bins + 1), np.full(bins, 10), {metric: values})
+
+
+def drawn(runs, metric="squared_error"):
+    """The axes of a figure of some runs."""
+    _, (ax,) = figure.new_figure()
+    figure.draw_metric(ax, lines(curves(runs)), metric)
+    return ax
 
 
 def line_of(ax, words):
@@ -56,9 +65,7 @@ def test_what_changes_has_its_name_where_all_agree(tmp_path):
         write(tmp_path / change, "standard", np.ones((3, 4)), metric="condition", settings=settings)
     runs = [run for change in ("friction", "actuator_strength") for run in read_runs(tmp_path / change).values()]
     for shown, label in ((runs[:1], "friction"), (runs[1:], "actuator strength"), (runs, "value of what changes")):
-        _, (ax,) = figure.new_figure()
-        figure.draw_metric(ax, shown, "condition")
-        assert ax.get_ylabel() == label
+        assert drawn(shown, "condition").get_ylabel() == label
 
 
 def test_the_accelerators_preset_shares_no_axis_with_others(tmp_path):
@@ -75,26 +82,101 @@ def test_the_same_runs_give_the_same_file(folder):
 
 
 def test_the_mean_is_drawn_at_the_ends_of_the_bins(folder):
-    _, (ax,) = figure.new_figure()
-    figure.draw_metric(ax, read_runs(folder), "squared_error", "se")
+    ax = drawn(read_runs(folder))
     line = line_of(ax, "continual backprop")
     np.testing.assert_allclose(line.get_xdata(), [10, 20, 30, 40])
     np.testing.assert_allclose(line.get_ydata(), [5, 6, 7, 8])
     assert ax.get_ylabel() == "squared error" and ax.get_xlabel() == "step"
 
 
-def test_the_shaded_interval_is_that_of_the_statistics(folder):
-    _, (ax,) = figure.new_figure()
-    figure.draw_metric(ax, [read_runs(folder)["backprop"]], "squared_error", "se")
+def test_from_five_seeds_on_the_band_is_the_interval(tmp_path):
+    write(tmp_path, "m", np.array([[1.0], [2.0], [3.0], [4.0], [5.0]]) + np.arange(4.0), seeds=range(5))
+    ax = drawn(read_runs(tmp_path))
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
-    half = 4.302652729911275 * 4 / np.sqrt(3)  # Student's 97.5% point with 2 degrees of freedom; s is 4
-    assert heights.min() == pytest.approx(4 - half) and heights.max() == pytest.approx(7 + half)
+    half = 2.7764451051977987 * np.sqrt(2.5 / 5)  # Student's 97.5% point with 4 degrees of freedom; s^2 is 2.5
+    assert heights.min() == pytest.approx(3 - half) and heights.max() == pytest.approx(6 + half)
+    assert len(ax.get_lines()) == 1
+
+
+def test_below_five_seeds_the_seeds_are_thin_lines_and_there_is_no_band(folder):
+    ax = drawn([read_runs(folder)["backprop"]])
+    mean, *seeds = ax.get_lines()
+    assert not ax.collections and [line.get_ydata().tolist() for line in seeds] == np.arange(12).reshape(3, 4).tolist()
+    assert all(line.get_linewidth() < mean.get_linewidth() and line.get_label().startswith("_") for line in seeds)
+
+
+def test_the_caption_says_what_is_drawn_of_the_seeds(tmp_path):
+    for seeds, words in (
+        (1, "the single seed"),
+        (4, "each seed as a thin line"),
+        (5, "95% Student interval"),
+        (30, "95% bootstrap interval"),
+    ):
+        write(tmp_path, f"m{seeds}", np.ones((seeds, 2)), seeds=range(seeds))
+        runs = [read_runs(tmp_path)[f"m{seeds}"]]
+        assert words in caption(runs, curves(runs))
+    assert interval_words(curves(read_runs(tmp_path))).count(", or ") == 3
+    assert "interval" not in caption(read_runs(tmp_path))
+
+
+def test_a_single_bin_shows_its_interval(tmp_path):
+    write(tmp_path, "m", np.arange(6.0)[:, None], seeds=range(6))
+    ax = drawn(read_runs(tmp_path))
+    ((low, high),) = (segments[:, 1] for segments in ax.collections[0].get_segments())
+    half = 2.5705818366147395 * np.std(np.arange(6.0), ddof=1) / np.sqrt(6)
+    assert (low, high) == pytest.approx((max(0, 2.5 - half), 2.5 + half))
+
+
+def test_nothing_is_drawn_beyond_its_bounds(tmp_path):
+    write(tmp_path, "m", np.array([[0.9, 1.0]] * 4 + [[0.0, 0.99]]), seeds=range(5), metric="test_accuracy")
+    ax = drawn(read_runs(tmp_path), "test_accuracy")
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.max() == 100 and heights.min() >= 0 and ax.get_ylim()[1] < 105
+    write(tmp_path / "e", "m", np.array([[0.0, 1.0]] * 4 + [[9.0, 1.0]]), seeds=range(5))
+    ax = drawn(read_runs(tmp_path / "e"))
+    assert ax.collections[0].get_paths()[0].vertices[:, 1].min() == 0
+
+
+def test_a_far_curve_is_marked_at_the_edge_and_flattens_no_other(tmp_path):
+    for label, level in (("a", 1.0), ("b", 1.2), ("c", 1.1), ("far", 9000.0)):
+        write(tmp_path, label, level + np.linspace(0, 0.5, 12).reshape(3, 4))
+    ax = drawn(read_runs(tmp_path))
+    assert ax.get_ylim()[1] < 3 and [text.get_text() for text in ax.texts] == ["9,000"]
+
+
+def test_a_single_spike_does_not_set_the_scale(tmp_path):
+    values = np.tile(np.sin(np.arange(400)) + 2, (3, 1))
+    values[:, 200] = 1e4
+    write(tmp_path, "m", values)
+    ax = drawn(read_runs(tmp_path))
+    assert ax.get_ylim()[1] < 10 and [(text.xy[0], text.get_text()) for text in ax.texts] == [(2010, "10,000")]
+    write(tmp_path / "steady", "m", values[:, :200])
+    assert not drawn(read_runs(tmp_path / "steady")).texts
+
+
+def test_tasks_are_counted_where_an_accuracy_is_the_headline(tmp_path):
+    starts = [0, 20, 40, 60, 80]
+    write(tmp_path, "a", np.full((3, 8), 0.5), metric="test_accuracy", task_starts=starts)
+    ax = drawn(read_runs(tmp_path), "test_accuracy")
+    assert ax.get_xlabel() == "task"
+    assert ax.get_lines()[0].get_xdata().tolist() == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    write(tmp_path / "steps", "a", np.ones((3, 8)), task_starts=starts)
+    assert drawn(read_runs(tmp_path / "steps")).get_xlabel() == "step"
+
+
+def test_a_panel_has_eight_lines_and_the_baselines_are_in_each(tmp_path):
+    hypers = [{"rate": rate / 10} for rate in range(1, 11)]
+    write(tmp_path, "m", np.arange(60.0).reshape(30, 2), hypers=hypers)
+    write(tmp_path, "fresh_network", np.ones((3, 2)))
+    drawing, axes = parts.draw_curves(curves(read_runs(tmp_path)), ["squared_error"])
+    named = [[line.get_label() for line in ax.get_lines() if not line.get_label().startswith("_")] for ax in axes]
+    assert [len(each) for each in named] == [6, 6] and all(each[-1].startswith("fresh network") for each in named)
+    assert len({ax.get_ylim() for ax in axes}) == 1 and len(drawing.legends[0].get_texts()) == 11
 
 
 def test_accuracies_are_drawn_in_percent_and_bins_without_measurement_passed_over(tmp_path):
     write(tmp_path, "m", [[np.nan, 0.5, np.nan, 0.25]] * 3, metric="test_accuracy")
-    _, (ax,) = figure.new_figure()
-    figure.draw_metric(ax, read_runs(tmp_path), "test_accuracy")
+    ax = drawn(read_runs(tmp_path), "test_accuracy")
     np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[20, 50], [40, 25]])
     assert "%" in ax.get_ylabel()
 
@@ -109,16 +191,14 @@ def test_the_step_axis_has_a_readable_unit(tmp_path, last, label):
         "lanes": [{"method": "m", "seed": 0, "hyper": {}}],
     }
     write_run(tmp_path / "m", about, [last // 2, last], [last // 2] * 2, {"loss": [[1.0, 2.0]]})
-    _, (ax,) = figure.new_figure()
-    figure.draw_metric(ax, read_runs(tmp_path), "loss")
-    assert ax.get_xlabel() == label
+    assert drawn(read_runs(tmp_path), "loss").get_xlabel() == label
 
 
-def test_the_legend_says_seeds_diverged_lanes_and_who_is_told_of_changes(folder):
+def test_the_legend_says_seeds_diverged_lanes_and_who_sees_task_boundaries(folder):
     names = {curve.run.label: f"{curve.name} ({curve.note})" for curve in curves(read_runs(folder))}
     assert names["backprop"] == "backprop (3 seeds)"
     assert names["continual_backprop"] == "continual backprop (3 seeds, 1 diverged)"
-    assert names["fresh_network"] == "fresh network (3 seeds, told of changes)"
+    assert names["fresh_network"] == "fresh network (3 seeds, task-aware)"
 
 
 def test_an_unfinished_run_is_called_so(folder):
@@ -128,20 +208,19 @@ def test_an_unfinished_run_is_called_so(folder):
 
 
 def test_baselines_come_last_and_are_grey_or_black_broken_lines(folder):
-    found = curves(read_runs(folder))
-    assert [curve.run.label for curve in found][-2:] == ["fresh_network", "linear"]
-    assert all(curve.line != "-" and curve.colour in ("#555555", "#111111") for curve in found[-2:])
-    assert all(curve.line == "-" for curve in found[:2])
+    found = lines(curves(read_runs(folder)))
+    assert [line.curve.run.label for line in found][-2:] == ["fresh_network", "linear"]
+    assert all(line.style != "-" and line.colour in ("#555555", "#111111") for line in found[-2:])
+    assert all(line.style == "-" for line in found[:2])
 
 
 def test_settings_that_differ_between_folders_are_named_and_equal_ones_are_in_the_caption(tmp_path):
     for network in ("relu", "tanh"):
         write(tmp_path / network, "backprop", np.ones((3, 2)), settings={"network": network, "bin": 10})
     runs = [run for name in ("relu", "tanh") for run in read_runs(tmp_path / name).values()]
-    assert [curve.name for curve in curves(runs)] == ["backprop, network=relu", "backprop, network=tanh"]
-    text = caption(runs, "bootstrap")
-    assert "toy" in text and "20 steps" in text and "bin=10" in text and "seeds 0–2" in text and "network" not in text
-    assert "bootstrap" in text
+    assert [curve.name for curve in curves(runs)] == ["backprop, network relu", "backprop, network tanh"]
+    text = caption(runs, curves(runs))
+    assert "toy" in text and "20 steps" in text and "Bin 10" in text and "seeds 0–2" in text and "network" not in text
 
 
 def test_a_methods_own_settings_tell_it_from_no_other_method(tmp_path):
@@ -153,8 +232,8 @@ def test_a_methods_own_settings_tell_it_from_no_other_method(tmp_path):
     hypers = [{"step_size": 0.2, "decay_rate": 0.5}]
     write(tmp_path, "mine", np.ones((3, 2)), hypers, settings={"max_replacements": 0}, method="redo")
     names = [curve.name for curve in curves(read_runs(tmp_path))]
-    assert names == ["continual backprop, step_size=0.1", "mine, step_size=0.2, decay_rate=0.5",
-                     "redo, step_size=0.1, decay_rate=0"]  # fmt: skip
+    assert names == ["continual backprop, step size 0.1", "mine, step size 0.2, decay rate 0.5",
+                     "redo, step size 0.1, decay rate 0"]  # fmt: skip
 
 
 def test_a_setting_whose_value_is_the_label_is_not_named(tmp_path):
@@ -162,7 +241,7 @@ def test_a_setting_whose_value_is_the_label_is_not_named(tmp_path):
         write(tmp_path, utility, np.ones((3, 2)), settings={"utility": utility}, method="continual_backprop")
     write(tmp_path, "other", np.ones((3, 2)), settings={"utility": "recursive"}, method="continual_backprop")
     names = [curve.name for curve in curves(read_runs(tmp_path))]
-    assert names == ["first order", "other, utility=recursive", "random"]
+    assert names == ["first order", "other, utility recursive", "random"]
 
 
 def test_a_setting_that_only_one_of_two_runs_has_is_named(tmp_path):
@@ -185,16 +264,41 @@ def test_runs_with_equal_settings_are_told_apart_by_seeds_or_folder(tmp_path):
 def test_a_sweep_is_one_curve_per_setting_each_with_its_look(tmp_path):
     hypers = [{"rate": rate, "step_size": 0.1} for rate in (1e-4, 1e-3, 1e-2)]
     write(tmp_path, "m", np.arange(18.0).reshape(9, 2), hypers=hypers)
-    found = curves(read_runs(tmp_path))
-    assert [curve.name for curve in found] == ["m, rate=0.0001", "m, rate=0.001", "m, rate=0.01"]
-    assert len({str(curve.colour) for curve in found}) == 3
-    assert [curve.lanes.tolist() for curve in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    found = lines(curves(read_runs(tmp_path)))
+    assert [line.curve.name for line in found] == ["m, rate 0.0001", "m, rate 0.001", "m, rate 0.01"]
+    assert len({str(line.colour) for line in found}) == 3
+    assert [line.curve.lanes.tolist() for line in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
-def test_a_label_keeps_its_colour_whatever_stands_beside_it():
-    assert label_colours(["backprop"])["backprop"] == label_colours(["zz", "backprop", "aa"])["backprop"]
-    many = label_colours(["backprop", "continual_backprop", "l2", "shrink_and_perturb", "mine", "fast", "slow"])
-    assert len(set(many.values())) == len(many)
+def colours(*labels):
+    return label_colours([(label, label) for label in labels])
+
+
+def test_a_method_has_the_same_colour_in_every_figure():
+    assert colours("backprop")["backprop"] == colours("zz", "backprop", "aa")["backprop"]
+    of_method = label_colours([("mine", "continual_backprop")])
+    assert of_method["mine"] == colours("continual_backprop")["continual_backprop"]
+    assert colours("standard")["standard"] == colours("base")["base"] == colours("backprop")["backprop"]
+    both = label_colours([("mine", "continual_backprop"), ("continual_backprop", "continual_backprop")])
+    assert both["mine"] != both["continual_backprop"] == colours("continual_backprop")["continual_backprop"]
+
+
+def test_no_two_lines_look_alike(tmp_path):
+    many = [f"method_{i}" for i in range(25)]
+    assert len(set(colours(*many, "backprop", "l2").values())) == 27
+    for label in ("a", "b"):
+        write(tmp_path, label, np.ones((15, 2)), hypers=[{"rate": rate / 10} for rate in range(1, 6)])
+    looks = [(str(line.colour), line.style) for line in lines(curves(read_runs(tmp_path)))]
+    assert len(set(looks)) == 10
+
+
+def test_settings_within_a_network_are_named_by_what_differs(tmp_path):
+    for activation in ("relu", "tanh"):
+        network = f"MLP(widths=(5, 5), outputs=1, activation='{activation}')"
+        write(tmp_path / activation, "backprop", np.ones((3, 2)), settings={"network": network})
+    runs = [run for name in ("relu", "tanh") for run in read_runs(tmp_path / name).values()]
+    assert [curve.name for curve in curves(runs)] == ["backprop, activation relu", "backprop, activation tanh"]
+    assert "network: MLP, widths 5-5, outputs 1" in caption(runs)
 
 
 def test_several_metrics_are_panels_and_one_that_some_runs_lack_is_drawn_for_the_others(tmp_path):
@@ -214,7 +318,7 @@ def test_a_single_lane_an_empty_metric_and_no_bins_can_be_drawn(tmp_path):
 def test_legend_and_caption_make_the_figure_taller_and_leave_the_panel_its_height(folder):
     drawing, axes = figure.new_figure()
     height = drawing.get_size_inches()[1]
-    figure.draw_metric(axes[0], read_runs(folder), "squared_error")
+    figure.draw_metric(axes[0], lines(curves(read_runs(folder))), "squared_error")
     figure.legend_below(drawing, axes)
     figure.add_caption(drawing, "words " * 60)
     drawing.draw_without_rendering()
@@ -251,7 +355,7 @@ def test_default_metric_is_the_headline(tmp_path):
 
 
 def test_a_metric_without_an_entry_gets_its_name_and_a_direction():
-    assert metric_style("my_accuracy") == ("my accuracy", "higher", 1.0)
+    assert metric_style("my_accuracy")[:3] == ("my accuracy", "higher", 1.0)
     assert metric_style("my_cost").better == "lower"
 
 
@@ -262,7 +366,6 @@ def test_a_metric_without_an_entry_gets_its_name_and_a_direction():
         ({"out": "figure.pdf", "format": "png"}, "--format=png asks"),
         ({"out": "absent/figure.png"}, "no folder"),
         ({"format": "jpg"}, "--format: unknown 'jpg'"),
-        ({"interval": "std"}, "--interval: unknown 'std'"),
     ],
 )
 def test_wrong_targets(folder, monkeypatch, given, words):
@@ -294,7 +397,7 @@ def test_commands_answer_wrong_input_with_one_line_and_status_2(module, tmp_path
 def test_help_ends_well_and_importing_brings_no_jax():
     done = run("launch.compare", "--helpfull")
     assert done.returncode == 0 and "--window" in done.stdout
-    code = "import sys, launch.plot, launch.compare, launch.export, launch.sinks; "
+    code = "import sys, launch.plot, launch.compare, launch.export, launch.report; "
     code += "print({'jax', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -329,17 +432,15 @@ def test_a_table_of_what_is_measured_once_per_task(tmp_path):
     assert row == "| m | test accuracy (%) | 10 [10, 10] | 40 [40, 40] | 25 [25, 25] | 3 |"
 
 
-@pytest.mark.parametrize(
-    ("every", "steps", "heights"), [("2tasks", [100, 200], [15, 35]), ("150", [150, 200], [20, 40])]
-)
-def test_wider_bins_are_drawn(tmp_path, monkeypatch, every, steps, heights):
+@pytest.mark.parametrize(("every", "tasks", "heights"), [("2tasks", [2, 4], [15, 35]), ("150", [3, 4], [20, 40])])
+def test_wider_bins_are_drawn(tmp_path, monkeypatch, every, tasks, heights):
     by_task(tmp_path)
-    drawn, captions = [], []
+    axes, captions = [], []
     draw_metric = figure.draw_metric
-    monkeypatch.setattr(figure, "draw_metric", lambda ax, *given: drawn.append(ax) or draw_metric(ax, *given))
+    monkeypatch.setattr(figure, "draw_metric", lambda ax, *given: axes.append(ax) or draw_metric(ax, *given))
     monkeypatch.setattr(figure, "add_caption", lambda drawing, text: captions.append(text))
     plot(tmp_path, every=every)
-    np.testing.assert_allclose(drawn[0].get_lines()[0].get_xydata(), np.stack([steps, heights], axis=1))
+    np.testing.assert_allclose(axes[0].get_lines()[0].get_xydata(), np.stack([tasks, heights], axis=1))
     assert "Means over bins of " + every.replace("tasks", " tasks") in captions[0]
 
 

@@ -12,13 +12,13 @@ import optax
 import pytest
 
 import launch
+from launch.analysis.curves import caption
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS
 from launch.engine.job_program import hyper_arrays, job_program
 from launch.engine.loop import chunk_of_steps
 from launch.engine.programs import supervised_program
 from launch.errors import InputError
-from launch.figures.curves import caption
 from launch.storage.bins import Mean
 from launch.storage.run_folder import read_meta, read_run
 from plastic_jax.learners.supervised import SupervisedLearner

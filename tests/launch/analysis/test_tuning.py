@@ -4,12 +4,11 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from launch.analysis.selection import refuse_tuning, render, report_experiment, settings, winners
+from launch.analysis.tuning import refuse_tuning, render, report_experiment, settings, winners
 from launch.config.experiment import Experiment, resolve
 from launch.errors import InputError
 from launch.storage.run_folder import Run
@@ -42,7 +41,8 @@ def test_the_best_mean_over_seeds_wins_with_its_runner_up():
     assert winner.setting == {"weight_decay": 2.0} and winner.score == 3.0
     assert winner.runner_up == {"weight_decay": 1.0} or winner.runner_up == {"weight_decay": 3.0}
     assert (winner.tried, winner.seeds, winner.values) == (4, SEEDS, {"weight_decay": (1.0, 2.0, 3.0, 4.0)})
-    assert 1 <= winner.low < 3 < winner.high <= 6
+    half = 3.182446305284263 * np.std([1, 2, 3, 6], ddof=1) / 2  # Student's 97.5% point with 3 degrees of freedom
+    assert (winner.low, winner.high) == pytest.approx((3 - half, 3 + half))
     assert winner.edges == winner.at_limit == ()
 
 
@@ -172,16 +172,6 @@ def test_an_unknown_metric_names_the_nearest():
         winners([made("l2", swept("weight_decay", x1=1))], "squared_eror")
 
 
-def test_five_thousand_lanes_are_tabulated_in_a_moment():
-    scores = {(("weight_decay", float(i)), ("step_size", float(j))): i + j for i in range(25) for j in range(10)}
-    run = made("l2", scores, seeds=tuple(range(20)), bins=500)
-    winners([made("l2", swept("weight_decay", x1=1, x2=2))])  # the statistics are imported when first used
-    began = time.process_time()
-    render(winners([run]))
-    assert time.process_time() - began < 2
-    assert run.metrics["squared_error"].shape == (5000, 500)
-
-
 # Reporting ----------------------------------------------------------------------------------------------------------
 
 ASKED = Experiment(
@@ -268,5 +258,5 @@ def test_figures_of_tuning_runs_are_refused():
 
 
 def test_figures_can_refuse_without_jax():
-    code = "import sys, launch.selection, launch.sensitivity; print({'jax', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, launch.analysis.tuning; print({'jax', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,17 +1,16 @@
 """What is told of streams to which classes keep coming, on numbers made by hand."""
 
 import functools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
-from launch import increments as command
-from launch.analysis.incremented import Question, best_in_tasks, by_increment, increments
+from launch.analysis import increments as module
+from launch.analysis.increments import ASKED, Question, by_increment, increments
+from launch.analysis.survival import never
+from launch.analysis.text import joined
 from launch.errors import InputError
-from launch.increments import draw, report
+from launch.figures.parts import draw_increments as draw
 from launch.storage.run_folder import read_runs, write_run
 from tasks.incremental_cifar100 import IncrementalCIFAR100, presentations, updates
 
@@ -74,6 +73,10 @@ def runs_of(*folders):
     return [run for folder in folders for run in read_runs(folder).values()]
 
 
+def report(runs, question=ASKED, format="text"):
+    return joined(*module.report(runs, question), format)
+
+
 def told(*folders, **question):
     return {each.curve.name: each for each in increments(runs_of(*folders), Question(**question))}
 
@@ -128,12 +131,12 @@ def test_the_control_is_compared_with_the_network_trained_as_published(folder, l
 def test_the_wait_is_counted_in_epochs_over_the_last_half_of_the_increments(folder, longer):
     found = told(folder, longer)
     lost, kept, fresh = (found[name].wait for name in ("l2", "continual backprop", "fresh network"))
-    assert lost.tasks == 4 and lost.never.value == 1 and np.isinf(lost.median.value)
+    assert lost.number == 4 and never(found["l2"].waited).value == 1 and np.isinf(lost.median().value)
     # 0.99 (0.7 + 0.01) reaches 0.7 at once, 0.99 (0.6 + 0.01) reaches 0.6.
-    assert kept.never.value == 0 and kept.median.value == 1
-    assert fresh.never.value == 0 and fresh.median.value == 4
+    assert never(found["continual backprop"].waited).value == 0 and kept.median().value == 1
+    assert never(found["fresh network"].waited).value == 0 and fresh.median().value == 4
     control = found["fresh network, as many updates"].wait
-    assert control.never.value == 0 and control.median.value == 8 and control.mean.value == 9
+    assert control.share[-1] == 0 and control.median().value == 8 and control.restricted_mean(10).value == 9
 
 
 def test_what_was_not_measured_on_the_way_has_no_wait(tmp_path):
@@ -153,25 +156,26 @@ def test_the_best_epoch_counts_where_the_task_says_so(tmp_path):
     write(tmp_path, "m", FRESH, on_the_way=1.1, settings=settings)
     write(tmp_path, "fresh_network", FRESH, settings=settings)
     runs = read_runs(tmp_path)
-    np.testing.assert_allclose(best_in_tasks(runs["m"], "test_accuracy_in_task"), 1.1 * FRESH)
     found = told(tmp_path)["m"]
     np.testing.assert_allclose(found.relative, 10 * FRESH)
-    np.testing.assert_allclose(found.values("accuracy_oldest_classes"), 100 * FRESH - 5)
+    np.testing.assert_allclose(found.curve.values("accuracy_oldest_classes"), 100 * FRESH - 5)
     text = report(list(runs.values()), Question(base="m"))
     assert "the highest of an increment's epochs, chosen on the test pictures" in text
-    assert "Loss of plasticity not shown at this scale: m minus fresh network" in text and ": 6 [6, 6]." in text
+    assert (
+        "Loss of plasticity not shown at this scale: m minus fresh network" in text and ": 6 [6, 6], 2 pairs." in text
+    )
     write(tmp_path / "other", "fresh_network", FRESH)
     with pytest.raises(InputError, match=r"different task\.accuracy, best_epoch and None"):
         increments([runs["m"], *runs_of(tmp_path / "other")])
 
 
-@pytest.mark.parametrize(("accuracy", "never"), [("selected", 0.0), ("best_epoch", 1.0)])
-def test_the_wait_is_for_the_accuracy_that_counts(accuracy, never, tmp_path):
+@pytest.mark.parametrize(("accuracy", "missed"), [("selected", 0.0), ("best_epoch", 1.0)])
+def test_the_wait_is_for_the_accuracy_that_counts(accuracy, missed, tmp_path):
     """The reference is better on the way than at its end, which the other comes to in its last epoch."""
     settings = {"task.accuracy": accuracy}
     write(tmp_path, "m", FRESH, settings=settings)
     write(tmp_path, "fresh_network", FRESH, on_the_way=1.05, settings=settings)
-    assert told(tmp_path)["m"].wait.never.value == never
+    assert never(told(tmp_path)["m"].waited).value == missed
 
 
 def test_other_metrics_are_the_last_of_their_increment(folder):
@@ -213,8 +217,9 @@ def test_several_settings_are_compared_with_the_like(tmp_path):
     write(tmp_path, "l2", [*LOST, *FRESH], hypers=hypers, seeds=(0, 1, 0, 1))
     write(tmp_path, "fresh_network", FRESH)
     found = told(tmp_path)
-    np.testing.assert_allclose(found["l2, step_size=0.2"].relative, 0)
-    assert len(found["l2, step_size=0.1"].relative) == 2 and found["l2, step_size=0.1"].relative.max() < 1e-9
+    np.testing.assert_allclose(found["l2, step size 0.2"].relative, 0)
+    relative = found["l2, step size 0.1"].relative.to_numpy()
+    assert len(relative) == 2 and relative.max() < 1e-9
     write(tmp_path, "fresh_network", [*FRESH, *FRESH], hypers=hypers, seeds=(0, 1, 0, 1))
     write(tmp_path, "l2", LOST)
     with pytest.raises(InputError, match="l2: --reference=fresh_network names several runs or settings"):
@@ -228,7 +233,7 @@ def test_the_tables(folder, longer):
     assert "-10.05 [-10.69, -9.415]" in rows[0] and rows[1].split()[-4:] == ["120", "120", "4", "16"]
     assert rows[2].split()[1:3] == ["100", "[100,"] and "not reached" in rows[2]
     assert rows[3].split()[1] == "5" and rows[-1].split()[1] == "20"
-    assert "told of changes" in text and "fresh network, as many updates" in text
+    assert "task-aware" in text and "fresh network, as many updates" in text
     assert "| l2 | 5 |" in report(runs_of(folder), format="markdown")
     latex = report(runs_of(folder), format="latex")
     assert latex.count(r"\begin{tabular}") == 4 and latex.splitlines()[-1].startswith("% Loss of plasticity")
@@ -268,7 +273,6 @@ def test_a_stream_without_numbers_of_classes_is_told_by_increment(tmp_path):
         ({"reference": "fresh_netwrk"}, "--reference: unknown 'fresh_netwrk' .did you mean 'fresh_network'"),
         ({"base": "l3"}, "--base: unknown 'l3' .did you mean 'l2'"),
         ({"base": "fresh_network"}, "--base: unknown 'fresh_network'"),
-        ({"interval": "std"}, "--interval: unknown 'std'"),
     ],
 )
 def test_wrong_questions(folder, question, words):
@@ -302,29 +306,3 @@ def test_wrong_runs(tmp_path, ends, about, words):
     with pytest.raises(InputError, match=words) as raised:
         increments([read_runs(tmp_path / "runs")["l2"], run])
     assert "\n" not in str(raised.value)
-
-
-def test_the_command(folder, longer, tmp_path, capsys):
-    values = flags.FlagValues()
-    command.define_flags(values)
-    given = [str(folder), str(longer), "--reference=fresh_network", f"--out={tmp_path / 'classes.png'}"]
-    command.main(values(["increments", *given])[1:], values)
-    assert capsys.readouterr().out.endswith(f"\n\n{tmp_path / 'classes.png'}\n")
-    assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="no run folder given"):
-        command.main([], values)
-
-
-def test_wrong_input_is_one_line_and_status_2_and_nothing_is_written(folder, tmp_path):
-    for arguments in ([str(tmp_path / "none")], ["--out=f.txt", str(folder)], ["--base=l3", str(folder)], ["--bas=l2"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.increments", *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_importing_brings_no_jax_and_no_matplotlib():
-    code = "import sys, launch.increments; print({'jax', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,7 +1,6 @@
 """Unit biographies on disk, the survival of units, the command that draws them, and the option that records them."""
 
-import subprocess
-import sys
+import dataclasses
 
 import jax
 import numpy as np
@@ -10,20 +9,21 @@ from absl import flags
 
 import launch
 from launch import train
-from launch import units as command
-from launch.analysis.lives import (
-    Lifetimes,
+from launch.analysis.curves import curves, read
+from launch.analysis.replacements import (
     group_names,
     lifetimes,
-    survival,
+    replaced_within,
+    report,
     time_to_usefulness,
     useful_share,
 )
+from launch.analysis.text import printed
 from launch.config.experiment import branched
 from launch.errors import InputError
+from launch.figures.parts import draw_replacements
 from launch.storage.replacements import gathered
 from launch.storage.run_folder import read_run, write_run
-from launch.units import table, units, with_history
 
 AGES = (1, 2, 4, 8, 16)
 SIZE, STEPS = 3, 20
@@ -85,105 +85,63 @@ def test_lives_read_back_and_go_away_with_the_next_write(run, tmp_path):
     assert write(tmp_path).lives is None and not path.exists()
 
 
-def test_lifetimes_of_a_full_and_of_an_overflown_history(run):
-    full = lifetimes(run, [0], "Dense_10")
-    assert full.exit.tolist() == [4, 16, 20] and full.entry.tolist() == [0, 0, 0]
-    assert full.replaced.tolist() == [True, False, False] and full.first.tolist() == [True, False, True]
-    cut = lifetimes(run, [1], "Dense_10")  # nothing is known up to step 5
-    assert cut.exit.tolist() == [6, 13, 10, 7] and cut.entry.tolist() == [2, 6, 0, 0]
-    assert cut.replaced.tolist() == [True, True, False, False] and cut.first.tolist() == [False, True, False, False]
-    assert [len(part) for part in lifetimes(run, [0, 1], "Dense_10")] == [7] * 4
+def of_seeds(run, *seeds):
+    (curve,) = curves([run])
+    return dataclasses.replace(curve, lanes=np.array(seeds))
 
 
-def test_survival_of_a_textbook_example():
-    """Remission times of 21 patients (Freireich et al. 1963), as every text on survival tabulates them."""
-    replaced = [6, 6, 6, 7, 10, 13, 16, 22, 23]
-    there = [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    exit = np.array(replaced + there)
-    known = np.arange(21) < len(replaced)
-    found = survival(Lifetimes(np.zeros(21), exit, known, known))
-    np.testing.assert_array_equal(found.age, [6, 7, 10, 13, 16, 22, 23])
-    np.testing.assert_allclose(found.share, [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], atol=6e-4)
-    np.testing.assert_allclose([found.low[0], found.high[0]], [0.620, 0.952], atol=6e-4)
-    np.testing.assert_allclose([found.low[-1], found.high[-1]], [0.188, 0.680], atol=6e-4)
-    assert found.median() == 23 and found.longest == 35
-    assert found.at(9)[0] == pytest.approx(0.807, abs=6e-4) and found.at(5)[0] == 1 and np.isnan(found.at(36)[0])
-
-
-def test_survival_does_not_depend_on_how_much_the_buffer_has_lost():
-    """Units that go with probability 1/50 a step after 20 steps, seen from the start and from step 500 of 1000 on."""
-    rng = np.random.default_rng(0)
-    ends = np.cumsum(20 + rng.geometric(1 / 50, (400, 60)), axis=1)
-    births = np.concatenate([np.zeros((400, 1)), ends[:, :-1]], axis=1)
-    curves = []
-    for start in (0, 500):
-        seen = (births < 1000) & (ends > start)
-        birth, end = births[seen], np.minimum(ends[seen], 1000)
-        found = survival(Lifetimes(np.maximum(start - birth, 0), end - birth, ends[seen] <= 1000, birth == 0))
-        curves.append([found.at(age)[0] for age in (19, 30, 50, 100, 150)])
-        np.testing.assert_allclose(curves[-1], [1, *(0.98 ** np.array([10, 30, 80, 130]))], atol=0.02)
-
-
-def test_nothing_replaced_and_all_replaced():
-    none = survival(Lifetimes(np.zeros(2), np.array([9, 9]), np.zeros(2, bool), np.ones(2, bool)))
-    assert none.median() == np.inf and none.at(9)[0] == 1 and np.isnan(none.at(10)[0])
-    every = survival(Lifetimes(np.zeros(2), np.array([3, 5]), np.array([True, True]), np.ones(2, bool)))
-    assert every.share.tolist() == [0.5, 0] and every.at(1000)[0] == 0 and every.high[-1] == 0
+def test_lifetimes_of_a_full_and_of_an_overflown_log(run):
+    full = lifetimes(of_seeds(run, 0), "Dense_10")
+    assert full["time"].tolist() == [4, 16, 20] and full["entry"].tolist() == [0, 0, 0]
+    assert full["happened"].tolist() == [True, False, False] and full["first"].tolist() == [True, False, True]
+    cut = lifetimes(of_seeds(run, 1), "Dense_10")  # nothing is known up to step 5
+    assert cut["time"].tolist() == [6, 13, 10, 7] and cut["entry"].tolist() == [2, 6, 0, 0]
+    assert cut["happened"].tolist() == [True, True, False, False]
+    assert cut["first"].tolist() == [False, True, False, False]
+    both = lifetimes(of_seeds(run, 0, 1), "Dense_10")
+    assert both["seed"].tolist() == [0] * 3 + [1] * 4
 
 
 def test_usefulness_by_age(run):
-    ages, share = useful_share(run, [0, 1], "Dense_2")
-    assert ages.tolist() == list(AGES)
+    share = useful_share(of_seeds(run, 0, 1), "Dense_2")
+    assert share.index.tolist() == list(AGES)
     np.testing.assert_array_equal(share, [np.nan, 0.2, 0.75, np.nan, 0.8])  # 10 sightings in two lanes are too few
-    assert time_to_usefulness(ages, share) == (4, True)
-    assert time_to_usefulness(ages[2:], share[2:]) == (4, False)
-    assert np.isnan(time_to_usefulness(*useful_share(run, [0, 1], "Dense_10"))[0])
+    assert time_to_usefulness(share) == (4, True)
+    assert time_to_usefulness(share.iloc[2:]) == (4, False)
+    assert np.isnan(time_to_usefulness(useful_share(of_seeds(run, 0, 1), "Dense_10"))[0])
+
+
+def test_how_many_are_replaced_within_some_steps(run):
+    """New units of Dense_10: one is there to age 16; of the other seed's, one goes at 6 and two stay to 10 and 7."""
+    lives = lifetimes(of_seeds(run, 0, 1), "Dense_10")
+    assert replaced_within(lives[~lives["first"]], 6).value == pytest.approx(25)
 
 
 def test_the_table(run):
-    lines = table(with_history([run.meta["folder"]])).splitlines()
-    assert [line.count("|") for line in lines] == [9] * 4
-    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
-    assert cells[:5] == ["continual backprop (2 seeds)", "Dense_10", "2", "1.5", "0.5"]
-    assert cells[6] == "never seen" and cells[7].endswith("within 10")
-    assert " % of 4 [" in cells[7]  # lives that began with a replacement, in both seeds
-    assert "| 4 |" in lines[2]
-    assert table(with_history([run.meta["folder"]]), ["Dense_2"], soon=7).splitlines()[2].endswith("within 7 |")
+    rows = report(curves([run])).rows
+    assert [len(row) for row in rows] == [8] * 3
+    assert rows[2][:5] == ("continual backprop (2 seeds)", "Dense_10", "2", "1.5", "0.5")
+    assert rows[2][6] == "never seen" and rows[2][7].endswith("within 10")
+    assert " % of 4 [" in rows[2][7]  # lives that began with a replacement, in both seeds
+    assert rows[1][6] == "4"
+    (_, row) = report(curves([run]), ["Dense_2"], soon=7).rows
+    assert row[7].endswith("within 7") and "Dense_2" in printed(report(curves([run])), "markdown")
 
 
-def test_the_figure_and_the_command(run, tmp_path, capsys):
-    write(tmp_path, "backprop")  # has no history, and is left out
-    assert units(tmp_path).read_bytes().startswith(FIRST_BYTES)
-    values = flags.FlagValues()
-    command.define_flags(values)
-    rest = values(["units", str(tmp_path), "--groups=Dense_10", f"--out={tmp_path / 'one.svg'}"])
-    command.main(rest[1:], values)
-    printed = capsys.readouterr().out
-    assert "Dense_10" in printed and "Dense_2" not in printed and "backprop (2" in printed
-    assert (tmp_path / "one.svg").read_bytes().startswith(b"<?xml")
+def test_the_figure(run, tmp_path):
+    write(tmp_path, "backprop")  # has no log, and is left out
+    _, axes = draw_replacements(curves(read(tmp_path)))
+    assert [ax.get_title() for ax in axes] == ["Dense_2", "Dense_2", "Dense_10", "Dense_10"]
+    _, (lives, _) = draw_replacements(curves(read(tmp_path)), ["Dense_10"])
+    (line,) = lives.get_lines()
+    assert line.get_xydata()[0, 1] == 100 and not lives.collections  # two seeds have no band
 
 
 def test_wrong_input_is_one_line(run, tmp_path):
-    write(tmp_path / "without", "backprop")
-    with pytest.raises(
-        InputError, match=r"no unit biographies \(lives.npz\) in backprop; run launch.train with --hist"
-    ):
-        units(tmp_path / "without")
+    with pytest.raises(InputError, match=r"no replacement log \(lives.npz\) of backprop; run launch.train with --hist"):
+        report(curves([write(tmp_path / "without", "backprop")]))
     with pytest.raises(InputError, match=r"--groups: unknown 'Dense_3' \(did you mean 'Dense_2'"):
-        units(tmp_path, ["Dense_3"])
-    with pytest.raises(InputError, match=r"--format=pdf: --out=a.png already says it"):
-        units(tmp_path, out="a.png", format="pdf")
-    with pytest.raises(InputError, match="no run folder given"):
-        units([])
-
-
-def test_wrong_flags_end_with_one_line_and_no_jax_is_imported(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.units", str(tmp_path), "--soon=0"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    code = "import sys, launch.units; print({'jax', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+        report(curves([run]), ["Dense_3"])
 
 
 def trained(tmp_path, *more, task="slowly_changing_regression(change_every=200)"):

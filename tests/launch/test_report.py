@@ -1,0 +1,117 @@
+"""The report: the parts that a folder has something for, files that hold them, a run under way, what is refused."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from launch import report as command
+from launch.errors import InputError
+from launch.report import PARTS, Options, part, report
+from launch.storage.run_folder import read_runs
+from tests.launch import tiny
+from tests.launch.analysis import test_increments, test_replacements, test_returns, test_tasks
+
+STEADY, DECLINING = test_tasks.STEADY, test_tasks.DECLINING
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """A stream of tasks in which backprop declines."""
+    folder = tmp_path / "stream"
+    for label, values in (("backprop", DECLINING), ("fresh_network", STEADY)):
+        test_tasks.write(folder, label, [values, values + 0.01])
+    return folder
+
+
+def there(folder):
+    runs = list(read_runs(folder).values())
+    return [name for name, (is_there, _) in PARTS.items() if is_there(runs)]
+
+
+def test_a_folder_has_the_parts_it_has_something_for(stream, tmp_path):
+    assert there(stream) == ["curves", "tasks"]
+    test_increments.write(tmp_path / "classes", "l2", test_increments.LOST)
+    assert there(tmp_path / "classes") == ["curves", "increments"]
+    test_returns.write(tmp_path / "agents", "standard", [[1.0, 2.0]])
+    assert there(tmp_path / "agents") == ["curves", "returns"]
+    test_replacements.write(tmp_path / "log", lives=test_replacements.lives())
+    assert there(tmp_path / "log") == ["curves", "replacements"]
+    hypers = ({"step_size": 0.1}, {"step_size": 0.2})
+    test_tasks.write(tmp_path / "tuning", "l2", [STEADY] * 4, hypers=hypers, tuning=True)
+    assert there(tmp_path / "tuning") == ["tasks", "sensitivity"]
+
+
+def test_the_report_holds_verdict_tables_and_figures(stream):
+    verdicts, paths = report(stream)
+    assert len(verdicts) == 1 and verdicts[0].startswith("Loss of plasticity shown: backprop minus fresh network")
+    assert [path.name for path in paths] == ["report_curves.png", "report_tasks.png", "report.md", "report.html"]
+    text, page = (stream / "report.md").read_text(), (stream / "report.html").read_text()
+    for words in (*verdicts, "median updates", "drop from peak", "finished"):
+        assert words in text and words in page.replace("&#x27;", "'")
+    assert "![tasks](report_tasks.png)" in text and page.count("<img") == page.count("data:image/png;base64") == 2
+    assert text.index(verdicts[0]) < text.index("## Curves") < text.index("## Tasks")
+
+
+def test_what_cannot_be_told_is_named_with_the_reason(tmp_path):
+    test_tasks.write(tmp_path, "backprop", [STEADY], seeds=[0])
+    test_tasks.write(tmp_path, "fresh_network", [STEADY], seeds=[7])
+    report(tmp_path)
+    assert "Not told: fresh network and backprop: no seed in common" in (tmp_path / "report.md").read_text()
+
+
+def test_a_run_under_way_is_reported_as_far_as_it_is(tmp_path):
+    two = tiny.experiment(methods="backprop,l2")
+    assert tiny.stopped(two, tmp_path, 5)  # backprop's twelve chunks come first
+    report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "partial: " in text and "Nothing measured yet: l2." in text and "![curves]" in text
+
+
+def test_parts_are_printed_alone(stream, tmp_path, capsys):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    out = tmp_path / "wait.svg"
+    command.main(values(["report", str(stream), "--only=tasks", "--window=0.5", f"--out={out}"])[1:], values)
+    printed = capsys.readouterr().out
+    assert "last 50%" in printed and printed.endswith(f"\n\n{out}\n") and out.read_bytes().startswith(b"<?xml")
+    assert not (stream / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--only=task"], "--only: unknown 'task' .did you mean 'tasks'"),
+        (["--out=f.png"], "--out: the figure of one part; --only names 0"),
+        (["--only=curves,tasks", "--out=f.png"], "--only names 2"),
+        (["--only=returns"], "metric: unknown 'episode_return'"),
+        (["--only=replacements"], "no replacement log"),
+        (["--only=tasks", "--reference=backprp"], "--reference: unknown 'backprp'"),
+    ],
+)
+def test_wrong_questions_write_nothing(stream, given, words):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    rest = values(["report", str(stream), *given])[1:]
+    with pytest.raises(InputError, match=words):
+        command.main(rest, values)
+    assert not [path for path in stream.iterdir() if path.is_file()]
+
+
+def test_a_part_without_a_figure(stream, tmp_path):
+    test_returns.write(tmp_path / "agents", "standard", np.ones((2, 4)))
+    runs = list(read_runs(tmp_path / "agents").values())
+    assert part("returns", runs, Options()).draw is None
+    with pytest.raises(InputError, match="no run folder given"):
+        report([])
+
+
+def test_wrong_input_is_one_line_and_status_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.report", str(tmp_path / "none"), "--only=returns"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
