@@ -209,11 +209,11 @@ def _winners(sweep: Sweep, values: flags.FlagValues) -> list[Winner]:
 
 
 def _show_best(sweep: Sweep, values: flags.FlagValues) -> None:
-    found = _winners(sweep, values)
+    runs = {run.label: run for run in _runs(sweep)}
+    (metric,) = checked_metrics(list(runs.values()), values.metric[:1])
+    found = winners(runs, metric, values.window)
     print(render(found))
     if any(len(tried) > 1 for one in found for tried in one.values.values()):
-        runs = {run.label: run for run in _runs(sweep)}
-        (metric,) = checked_metrics(list(runs.values()), values.metric[:1])
         drawing, _ = parts.draw_sensitivity(runs, metric, values.window)
         print(f"figure: {figure.save(drawing, sweep.root / 'sensitivity.png')}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from launch.figures.curves import INK
+from launch.figures.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
