@@ -1,5 +1,6 @@
 """Keeping neural networks able to learn: continual backprop and its kin as optax transformations over pytrees."""
 
+from plastic_jax.checks import ReplacementWarning
 from plastic_jax.diagnostics import metrics
 from plastic_jax.diagnostics.diagnose import Diagnosis, diagnose
 from plastic_jax.diagnostics.trainability import Trainability, trainability
@@ -19,6 +20,7 @@ from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
+from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Law, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
 from plastic_jax.units import Slice, UnitGraph, UnitGroup, trace_units
@@ -35,6 +37,7 @@ __all__ = [
     "Diagnosis",
     "Law",
     "RedoState",
+    "ReplacementWarning",
     "ResNet",
     "ShrinkAndPerturbState",
     "Slice",
@@ -51,6 +54,7 @@ __all__ = [
     "metrics",
     "published_shrink_and_perturb",
     "redo",
+    "replacement_effect",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
     "trace_units",

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 from typing import Any
 
 import jax
@@ -35,8 +36,23 @@ def check_integer(method: str, name: str, value: Any, low: int) -> None:
         raise ValueError(f"{method}: {name}={value!r} is not an integer from {low} on")
 
 
-def check_parts(method: str, units: Any, initializer: Any, key: Any) -> None:
-    """What a method that replaces units is made of: a unit graph, a law of fresh weights, and a typed random key.
+def typed_key(method: str, key: Any) -> jax.Array:
+    """The random key, typed; `jax.random.PRNGKey` makes raw ones.
+
+    Raises:
+        ValueError: it is no random key.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+    if dtype == raw.dtype and jnp.shape(key) == raw.shape:
+        return jax.random.wrap_key_data(key)
+    raise ValueError(f"{method}: key={key!r} is no random key; jax.random.key(0) is one")
+
+
+def check_parts(method: str, units: Any, initializer: Any) -> None:
+    """What a method that replaces units is made of: a unit graph, and an initializer of fresh weights.
 
     Raises:
         ValueError: one of them is something else.
@@ -45,8 +61,30 @@ def check_parts(method: str, units: Any, initializer: Any, key: Any) -> None:
         raise ValueError(f"{method}: units is no UnitGraph; see trace_units")
     if not isinstance(initializer, str) and not callable(initializer):
         raise ValueError(f"{method}: initializer={initializer!r} is neither a name nor a function")
-    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{method}: key is no typed random key; jax.random.key(0) is one")
+
+
+class ReplacementWarning(UserWarning):
+    """A method has no units to replace, or units whose replacement changes the output at once."""
+
+
+def warn_of_groups(method: str, units: UnitGraph) -> None:
+    """Warns of a graph without groups, and of groups whose new units are not silent.
+
+    `warnings.simplefilter("error", plastic_jax.ReplacementWarning)` makes it raise.
+    """
+    if not units.groups:
+        reasons = "; ".join(f"{group.name}: {group.note}" for group in units.left_out)
+        text = "the graph has no units that can be replaced, so only the inner optimizer acts"
+        warnings.warn(f"{method}: {text}" + (f" ({reasons})" if reasons else ""), ReplacementWarning, stacklevel=3)
+    loud = [f"{group.name} ({group.note or 'set by hand'})" for group in units.groups if not group.function_preserving]
+    if loud:
+        warnings.warn(
+            f"{method}: in {len(loud)} of {len(units.groups)} groups new units are not silent: replacing one changes "
+            f"the output at once, by as much as plastic_jax.replacement_effect(units, params, x) says; "
+            f"units.isolated() leaves them out: {', '.join(loud)}",
+            ReplacementWarning,
+            stacklevel=3,
+        )
 
 
 def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> None:

@@ -7,7 +7,7 @@ process and for every version of JAX, so that names may stand in saved files and
 import difflib
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -69,6 +69,11 @@ def set_leaves(tree: Tree, values: Mapping[str, Any]) -> Tree:
         _require_known(name, names)
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, [values.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)])
+
+
+def keep_leaves(tree: Tree, old: Tree, names: Collection[str]) -> Tree:
+    """`tree` with the leaves called `names` as they are in `old`."""
+    return set_leaves(tree, {name: get_leaf(old, name) for name in names}) if names else tree
 
 
 def random_like(key: jax.Array, tree: Tree, sampler: Sampler) -> Tree:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_integer, check_number, check_parts, check_update
+from plastic_jax.checks import check_integer, check_number, check_parts, check_update, typed_key, warn_of_groups
+from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
-from plastic_jax.paths import get_leaf, leaf_key, set_leaves
+from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
 from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
 from plastic_jax.replacement.propagation import outgoing_gradient, recursive_worth
@@ -17,20 +18,23 @@ from plastic_jax.replacement.replacement_log import Biography, empty, record
 from plastic_jax.replacement.reset import (
     Replacement,
     add_replaced,
+    add_to_leaves,
     check_units,
     draw_replacement,
-    reset_inner_state,
-    reset_mask,
-    reset_updates,
+    forget_units,
+    network_params,
+    replace_units,
     transferred_bias,
+    without_frozen,
 )
-from plastic_jax.replacement.statistics import group_dtype, mean_feature, unit_stats
+from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_feature, unit_stats
 from plastic_jax.replacement.utility import UnitStats, Utility, unit_utility
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "continual_backprop"
 CONTINUAL_BACKPROP_STATIC_ARGS = (
     "units",
+    "key",
     "utility",
     "initializer",
     "max_replacements",
@@ -50,12 +54,12 @@ class ContinualBackpropState(NamedTuple):
 
     Attributes:
         inner: the inner optimizer's state.
-        key: typed key, never changed; step `t` uses `fold_in(key, t)`.
-        count: int32 scalar, steps taken; saturates.
+        key: uint32, data of a random key, never changed; step `t` uses `fold_in(key, t)`.
+        count: int32 scalar, steps counted; saturates.
         age: int32 `[width]`, steps since a unit was made; saturates.
         utility: float `[width]`, running average of the measure, not corrected for age.
         mean_activation: float `[width, copies]`, running average of the unit's value, not corrected for age.
-        accumulator: float `[2]`, replacements owed, and the rounding error of that sum.
+        accumulator: float `[2]`, the fraction of a replacement that is owed, and the rounding error of that sum.
         replaced: int32 scalar, units replaced so far; saturates.
         lifetime_absolute: float `[width, copies]`, sum of (1 - eta) E|h| over all steps, which replacement does not
             touch; `{}` where the measure does not need it.
@@ -72,6 +76,8 @@ class ContinualBackpropState(NamedTuple):
     replaced: dict[str, jax.Array]
     lifetime_absolute: dict[str, jax.Array]
     history: Any = None
+
+    per_unit = ("age", "utility", "mean_activation")  # what a replaced unit starts with at 0
 
 
 class _Averages(NamedTuple):
@@ -197,8 +203,11 @@ def continual_backprop(
     residual networks it counts all units (`count_units="all"`), and for residual networks its utility is
     `"lifetime_contribution"`.
     """
-    inner = optax.with_extra_args_support(inner)
-    check_parts(_NAME, units, initializer, key)
+    inner = with_extra_args(inner)
+    frozen = frozen_leaves(inner)
+    key = typed_key(_NAME, key)
+    check_parts(_NAME, units, initializer)
+    warn_of_groups(_NAME, units)
     measure = unit_utility(utility)
     check_number(_NAME, "replacement_rate", replacement_rate, 0.0, 1.0)
     check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1, integer=True)
@@ -211,12 +220,12 @@ def continual_backprop(
     laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> ContinualBackpropState:
-        check_units(units, params, _NAME)
+        check_units(units, network_params(params), _NAME)
         groups = {g.name: g for g in units.groups}
-        dtype = {n: group_dtype(g, params) for n, g in groups.items()}
+        dtype = {n: group_dtype(g, network_params(params)) for n, g in groups.items()}
         return ContinualBackpropState(
             inner=inner.init(params),
-            key=leaf_key(key, _NAME),  # a key of its own: donating the state leaves the caller's alone
+            key=jax.random.key_data(leaf_key(key, _NAME)),  # its own: donating the state leaves the caller's alone
             count=jnp.zeros([], jnp.int32),
             age={n: jnp.zeros(g.width, jnp.int32) for n, g in groups.items()},
             utility={n: jnp.zeros(g.width, dtype[n]) for n, g in groups.items()},
@@ -232,7 +241,7 @@ def continual_backprop(
         )
 
     def look(group: UnitGroup, state: ContinualBackpropState, step: _Step) -> _Seen:
-        """Ages the group, and says how many of its units go."""
+        """Ages the group, and says how many of its units are due."""
         name = group.name
         age = jnp.asarray(optax.safe_increment(state.age[name]))
         dtype = state.utility[name].dtype
@@ -260,41 +269,40 @@ def continual_backprop(
             stats = {n: s._replace(worth=worth[n]) for n, s in stats.items()}
         return {n: jnp.mean(measure(s), axis=1) for n, s in stats.items()}
 
-    def averages(step: _Step, old: _Averages, seen: dict[str, _Seen]) -> _Averages:
-        """The running averages with this step in them, counted `utility_every` times."""
+    def averages(step: _Step, old: _Averages, seen: dict[str, _Seen]) -> tuple[_Averages, jax.Array]:
+        """The running averages with this step in them, counted `utility_every` times, and whether it counts.
+
+        A step with features that are not finite does not; a measure that is NaN leaves its unit's average as it was.
+        """
         eta = {n: jnp.asarray(decay_rate, u.dtype) for n, u in old.utility.items()}
         keep = {n: e**utility_every for n, e in eta.items()}
 
-        def mix(before: dict[str, jax.Array], now: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return {n: keep[n] * before[n] + (1.0 - keep[n]) * now[n] for n in before}
-
         means = {g.name: mean_feature(g, step.features[g.name], axis_name) for g in units.groups}
+        finite = all_finite(means)
+
+        def mix(before: dict[str, jax.Array], now: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            mixed = {n: keep[n] * b + (1.0 - keep[n]) * now[n] for n, b in before.items()}
+            return {n: jnp.where(finite & ~jnp.isnan(now[n]), mixed[n], b) for n, b in before.items()}
+
         mean_activation = mix(old.mean_activation, means)
-        lifetime = {
-            g.name: old.lifetime_absolute[g.name]
-            + utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
-            for g in units.groups
-            if g.name in old.lifetime_absolute
-        }
+        lifetime = {}
+        for g in (g for g in units.groups if g.name in old.lifetime_absolute):
+            now = utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
+            lifetime[g.name] = old.lifetime_absolute[g.name] + jnp.where(finite, now, 0)
         utility = old.utility
         if measure.averaged:
             utility = mix(old.utility, measured(step, _corrected(mean_activation, seen), lifetime))
-        return _Averages(utility, mean_activation, lifetime)
+        return _Averages(utility, mean_activation, lifetime), finite
 
     def choose(group: UnitGroup, seen: _Seen, ranking: jax.Array, step: _Step) -> Replacement:
         """The eligible units of lowest rank, as many as are due, with fresh weights."""
-        # What is no finite number still ranks before the units that are not eligible.
-        ranking = jnp.where(seen.age > maturity_threshold, jnp.nan_to_num(ranking), jnp.inf)
+        # An infinite utility still ranks before the units that may not go: the young ones, and those of utility NaN.
+        may_go = (seen.age > maturity_threshold) & ~jnp.isnan(ranking)
+        ranking = jnp.where(may_go, jnp.nan_to_num(ranking), jnp.inf)
         n = bounds[group.name]
         index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
-        return draw_replacement(
-            group,
-            index.astype(jnp.int32),
-            jnp.arange(n) < seen.due,
-            step.key(group.name),
-            laws[group.name],
-            step.new_params,
-        )
+        index, valid = index.astype(jnp.int32), (jnp.arange(n) < seen.due) & may_go[index]
+        return draw_replacement(group, index, valid, step.key(group.name), laws[group.name], step.new_params)
 
     def update(
         updates: Any,
@@ -306,22 +314,27 @@ def continual_backprop(
         **extra: Any,
     ) -> tuple[Any, ContinualBackpropState]:
         check_update(_NAME, units, params, features)
+        extra |= {"features": features, "clock": clock}
+        live = without_frozen(units, frozen(params, extra))
+        living = {g.name for g in live.groups}
         gradients = updates
-        updates, inner_state = inner.update(updates, state.inner, params, features=features, clock=clock, **extra)
-        new_params = optax.apply_updates(params, updates)
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
+        weights, new_weights = network_params(params), network_params(optax.apply_updates(params, updates))
         now = (state.count if clock is None else clock) % utility_every == 0
+        typed = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
 
         def step_key(name: str) -> jax.Array:
             # Made anew in every branch that draws: handed in, it would be computed at every step.
-            return leaf_key(jax.random.fold_in(state.key, state.count), name)
+            return leaf_key(jax.random.fold_in(typed, state.count), name)
 
-        step = _Step(params, new_params, gradients, features, step_key)
+        step = _Step(weights, new_weights, gradients, features, step_key)
         seen = {g.name: look(g, state, step) for g in units.groups}
         old = _Averages(state.utility, state.mean_activation, state.lifetime_absolute)
         if utility_every == 1:
-            new = averages(step, old, seen)
+            new, counts = averages(step, old, seen)
         else:
-            new = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: old)
+            new, counts = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: (old, jnp.ones([], bool)))
+        due = {n: counts & (s.due > 0) for n, s in seen.items() if n in living}
 
         def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
             means = _corrected(new.mean_activation, seen)
@@ -329,21 +342,23 @@ def continual_backprop(
                 ranking = {n: new.utility[n] / s.correction for n, s in seen.items()}
             else:
                 ranking = measured(step, means, new.lifetime_absolute)
-            picks = {g.name: choose(g, seen[g.name], ranking[g.name], step) for g in units.groups}
-            gains = transferred_bias(units, picks, new_params, means) if transfer_bias else {}
+            picks = {g.name: Replacement.of_none() for g in units.groups}
+            for g in live.groups:
+                pick = choose(g, seen[g.name], ranking[g.name], step)
+                picks[g.name] = pick._replace(valid=pick.valid & counts)
+            gains = transferred_bias(live, picks, new_weights, means) if transfer_bias else {}
             return picks, gains, record(state.history, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
 
         def none() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some)[:2])
             return *nothing, state.history
 
-        due = jnp.any(jnp.stack([s.due > 0 for s in seen.values()])) if seen else jnp.zeros([], bool)
-        replacements, gains, lives = jax.lax.cond(any_lane(due), some, none)
-        updates = set_leaves(updates, {path: get_leaf(updates, path) + gain for path, gain in gains.items()})
-        updates = reset_updates(units, replacements, params, updates)
-        if reset_state:
-            inner_state = reset_inner_state(inner, inner_state, params, reset_mask(units, replacements, params))
-        return updates, _next_state(state, inner_state, units, seen, new, replacements, lives)
+        any_due = jnp.any(jnp.stack(list(due.values()))) if due else jnp.zeros([], bool)
+        replacements, gains, lives = jax.lax.cond(any_lane(any_due), some, none)
+        updates, inner_state = replace_units(
+            inner, live, replacements, params, add_to_leaves(updates, gains), inner_state, reset_state
+        )
+        return updates, _next_state(state, inner_state, seen, new, counts, replacements, lives)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -351,25 +366,25 @@ def continual_backprop(
 def _next_state(
     state: ContinualBackpropState,
     inner_state: Any,
-    units: UnitGraph,
     seen: dict[str, _Seen],
     new: _Averages,
+    counts: jax.Array,
     replacements: dict[str, Replacement],
     history: Biography | None,
 ) -> ContinualBackpropState:
-    gone = {g.name: replacements[g.name].mask(g.width) for g in units.groups}
-    return ContinualBackpropState(
+    gone = {n: replacements[n].mask(len(age)) for n, age in state.age.items()}
+    after = state._replace(
         inner=inner_state,
-        key=state.key,
-        count=jnp.asarray(optax.safe_increment(state.count)),
-        age={n: jnp.where(gone[n], 0, s.age) for n, s in seen.items()},
-        utility={n: jnp.where(gone[n], 0.0, u) for n, u in new.utility.items()},
-        mean_activation={n: jnp.where(gone[n][:, None], 0.0, m) for n, m in new.mean_activation.items()},
-        accumulator={n: s.accumulator for n, s in seen.items()},
+        count=jnp.where(counts, optax.safe_increment(state.count), state.count),
+        age={n: jnp.where(counts, s.age, state.age[n]) for n, s in seen.items()},
+        utility=new.utility,
+        mean_activation=new.mean_activation,
+        accumulator={n: jnp.where(counts, s.accumulator, state.accumulator[n]) for n, s in seen.items()},
         replaced=add_replaced(state.replaced, gone),
         lifetime_absolute=new.lifetime_absolute,
         history=history,
     )
+    return forget_units(after, gone)
 
 
 def _corrected(averages: dict[str, jax.Array], seen: dict[str, _Seen]) -> dict[str, jax.Array]:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_integer, check_number, check_parts, check_update
+from plastic_jax.checks import check_integer, check_number, check_parts, check_update, typed_key, warn_of_groups
+from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
@@ -16,15 +17,16 @@ from plastic_jax.replacement.reset import (
     add_replaced,
     check_units,
     draw_replacement,
-    reset_inner_state,
-    reset_mask,
-    reset_updates,
+    forget_units,
+    network_params,
+    replace_units,
+    without_frozen,
 )
-from plastic_jax.replacement.statistics import group_dtype, mean_feature
+from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_feature
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
-REDO_STATIC_ARGS = ("units", "initializer", "max_replacements", "reset_state", "axis_name", "history")
+REDO_STATIC_ARGS = ("units", "key", "initializer", "max_replacements", "reset_state", "axis_name", "history")
 """Arguments of `redo` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
@@ -33,8 +35,8 @@ class RedoState(NamedTuple):
 
     Attributes:
         inner: the inner optimizer's state.
-        key: typed key, never changed; step `t` uses `fold_in(key, t)`.
-        count: int32 scalar, steps taken; saturates.
+        key: uint32, data of a random key, never changed; step `t` uses `fold_in(key, t)`.
+        count: int32 scalar, steps counted; saturates.
         age: int32 `[width]`, steps since a unit was made; saturates.
         replaced: int32 scalar, units replaced so far; saturates.
         activity: float `[width]`, running average of E|h|, not corrected for age.
@@ -48,6 +50,8 @@ class RedoState(NamedTuple):
     replaced: dict[str, jax.Array]
     activity: dict[str, jax.Array]
     history: Any = None
+
+    per_unit = ("age", "activity")  # what a replaced unit starts with at 0
 
 
 def redo(
@@ -119,8 +123,11 @@ def redo(
     Differs from the code of Dohare et al. 2024, which keeps the inner optimizer's statistics (`reset_state=False`), and
     replaces none of a group in which all units are silent; here all of them go.
     """
-    inner = optax.with_extra_args_support(inner)
-    check_parts(_NAME, units, initializer, key)
+    inner = with_extra_args(inner)
+    frozen = frozen_leaves(inner)
+    key = typed_key(_NAME, key)
+    check_parts(_NAME, units, initializer)
+    warn_of_groups(_NAME, units)
     check_number(_NAME, "threshold", threshold, 0.0, float("inf"))
     check_number(_NAME, "period", period, 1, 2**31 - 1, integer=True)
     check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
@@ -130,11 +137,12 @@ def redo(
     laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> RedoState:
-        check_units(units, params, _NAME)
+        weights = network_params(params)
+        check_units(units, weights, _NAME)
         age = {g.name: jnp.zeros(g.width, jnp.int32) for g in units.groups}
         none = {g.name: jnp.zeros([], jnp.int32) for g in units.groups}
-        activity = {g.name: jnp.zeros(g.width, group_dtype(g, params)) for g in units.groups}
-        start = leaf_key(key, _NAME), jnp.zeros([], jnp.int32)
+        activity = {g.name: jnp.zeros(g.width, group_dtype(g, weights)) for g in units.groups}
+        start = jax.random.key_data(leaf_key(key, _NAME)), jnp.zeros([], jnp.int32)
         return RedoState(inner.init(params), *start, age, none, activity, empty(history, age))
 
     def choose(group: UnitGroup, activity: jax.Array, params: Any, now: jax.Array, step_key: jax.Array) -> Replacement:
@@ -147,34 +155,42 @@ def redo(
         updates: Any, state: Any, params: Any = None, *, features: Any = None, **extra: Any
     ) -> tuple[Any, RedoState]:
         check_update(_NAME, units, params, features)
-        updates, inner_state = inner.update(updates, state.inner, params, features=features, **extra)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        now = count % period == 0
-        age = {n: jnp.asarray(optax.safe_increment(a)) for n, a in state.age.items()}
+        extra["features"] = features
+        live = without_frozen(units, frozen(params, extra))
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
         eta = {n: jnp.asarray(decay_rate, a.dtype) for n, a in state.activity.items()}
         seen = {g.name: unit_activity(g, features[g.name], axis_name) for g in units.groups}
-        activity = {n: eta[n] * a + (1.0 - eta[n]) * seen[n] for n, a in state.activity.items()}
+        counts = all_finite(seen)
+
+        def if_counted(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, old)
+
+        count = if_counted(optax.safe_increment(state.count), state.count)
+        now = counts & (count % period == 0)
+        age = if_counted(jax.tree.map(optax.safe_increment, state.age), state.age)
+        activity = if_counted(
+            {n: eta[n] * a + (1.0 - eta[n]) * seen[n] for n, a in state.activity.items()}, state.activity
+        )
 
         def reset() -> Any:
-            step_key = jax.random.fold_in(state.key, state.count)
+            step_key = jax.random.fold_in(
+                jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key)), state.count
+            )
             mean = {n: a / -jnp.expm1(age[n] * jnp.log(eta[n])) for n, a in activity.items()}  # corrected for age
-            picks = {g.name: choose(g, mean[g.name], params, now, step_key) for g in units.groups}
-            fresh_state = inner_state
-            if reset_state:
-                fresh_state = reset_inner_state(inner, inner_state, params, reset_mask(units, picks, params))
+            picks = {g.name: Replacement.of_none() for g in units.groups}
+            picks |= {g.name: choose(g, mean[g.name], network_params(params), now, step_key) for g in live.groups}
+            edited = replace_units(inner, live, picks, params, updates, inner_state, reset_state)
             gone = {g.name: picks[g.name].mask(g.width) for g in units.groups}
             score = {n: relative_activity(a) for n, a in mean.items()}
-            lives = record(state.history, state.count, picks, age, score)
-            return reset_updates(units, picks, params, updates), fresh_state, gone, lives
+            return *edited, gone, record(state.history, state.count, picks, age, score)
 
         def leave() -> Any:
             return updates, inner_state, {g.name: jnp.zeros(g.width, bool) for g in units.groups}, state.history
 
         updates, inner_state, gone, lives = jax.lax.cond(any_lane(now), reset, leave)
-        age = {n: jnp.where(gone[n], 0, a) for n, a in age.items()}
-        activity = {n: jnp.where(gone[n], 0.0, a) for n, a in activity.items()}
         replaced = add_replaced(state.replaced, gone)
-        return updates, RedoState(inner_state, state.key, count, age, replaced, activity, lives)
+        after = RedoState(inner_state, state.key, count, age, replaced, activity, lives)
+        return updates, forget_units(after, gone)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -185,6 +201,9 @@ def unit_activity(group: UnitGroup, feature: jax.Array, axis_name: str | None = 
 
 
 def relative_activity(activity: jax.Array) -> jax.Array:
-    """ReDo's score: the activity of each unit over the mean of its group, `[width]`; 0 where all are silent."""
+    """ReDo's score: the activity of each unit over the mean of its group, `[width]`; 0 where all are silent.
+
+    NaN where an activity is NaN: such units are not dormant.
+    """
     mean = jnp.mean(activity)
-    return jnp.where(mean > 0, activity / jnp.where(mean > 0, mean, 1), 0)
+    return jnp.where(mean == 0, 0, activity / jnp.where(mean == 0, 1, mean))

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastic_jax.checks import typed_key
+from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.weight_decay import weight_decay as add_weight_decay
-from plastic_jax.paths import leaf_key, normal_like
+from plastic_jax.paths import keep_leaves, leaf_key, normal_like
 
 Number = float | jax.Array
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
@@ -26,7 +28,7 @@ class ShrinkAndPerturbState(NamedTuple):
 
     Attributes:
         inner: state of the inner optimizer.
-        key: 0-d typed key; never changes.
+        key: uint32, data of a random key; never changes.
         count: 0-d int32, updates so far; saturates.
         centre: `[leaves]` float, what each leaf is shrunk towards (order of `jax.tree.leaves`); `None` if always 0.
         initial_std: `[leaves]` float, spread of each leaf at initialisation; `None` where the form does not use it.
@@ -68,7 +70,7 @@ def shrink_and_perturb(
     Args:
         shrink: share of each weight that is taken away, in [0, 1].
         noise: spread of the noise in units of s, >= 0.
-        key: 0-d typed key.
+        key: random key.
         initial_std: a tree like the parameters with one number per leaf, used as s.
         every: number of steps from one perturbation to the next, >= 1. No random number is drawn in between.
 
@@ -80,14 +82,14 @@ def shrink_and_perturb(
     _check("shrink", shrink, high=1)
     _check("noise", noise)
     _check("every", every, low=1)
-    inner = optax.with_extra_args_support(inner)
+    inner, key = with_extra_args(inner), typed_key("shrink_and_perturb", key)
 
     def start(params: optax.Params) -> ShrinkAndPerturbState:
         centre, std = _centre_and_std(params)
         given = std if initial_std is None else _stacked(initial_std, params)
         return _init(inner, key, params)._replace(centre=centre, initial_std=given)
 
-    def perturb(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
+    def perturb(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
         centre: Any = state.centre
         std: Any = state.initial_std
 
@@ -95,11 +97,11 @@ def shrink_and_perturb(
             return (u - shrink * (p + u - centre[i]) + noise * std[i] * n).astype(u.dtype)
 
         leaves, treedef = jax.tree.flatten(updates)
-        normal = normal_like(jax.random.fold_in(state.key, now), params)
+        normal = normal_like(key, params)
         edited = map(leaf, range(len(leaves)), leaves, treedef.flatten_up_to(params), treedef.flatten_up_to(normal))
         return jax.tree.unflatten(treedef, list(edited))
 
-    return _after_each_step(inner, start, perturb, lambda now, extra: _due(now, every))
+    return _after_each_step(inner, key, start, perturb, lambda now, extra: _due(now, every))
 
 
 def published_shrink_and_perturb(
@@ -125,7 +127,7 @@ def published_shrink_and_perturb(
     Args:
         weight_decay: rate of the coupled decay, >= 0.
         noise_std: standard deviation of one step's noise, >= 0; with a Python 0 nothing is drawn.
-        key: 0-d typed key.
+        key: random key.
         noise_every: number of steps from one draw to the next, >= 1.
         noise: (key of the step, step, params) -> a tree like the parameters, in place of N(0, 1).
             A static argument for `optax.inject_hyperparams`.
@@ -138,18 +140,18 @@ def published_shrink_and_perturb(
     _check("weight_decay", weight_decay)
     _check("noise_std", noise_std)
     _check("noise_every", noise_every, low=1)
-    decayed = add_weight_decay(inner, weight_decay)
+    decayed, key = with_extra_args(add_weight_decay(inner, weight_decay)), typed_key("shrink_and_perturb", key)
     draw = noise or (lambda key, now, params: normal_like(key, params))
     std = noise_std * noise_every**0.5
 
-    def perturb(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
-        drawn = draw(jax.random.fold_in(state.key, now), now, params)
+    def perturb(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
+        drawn = draw(key, now, params)
         return jax.tree.map(lambda u, n: (u + std * n).astype(u.dtype), updates, drawn)
 
     def due(now: jax.Array, extra: dict[str, Any]) -> Any:
         return False if isinstance(noise_std, int | float) and noise_std == 0 else _due(now, noise_every)
 
-    return _after_each_step(decayed, lambda params: _init(decayed, key, params), perturb, due)
+    return _after_each_step(decayed, key, lambda params: _init(decayed, key, params), perturb, due)
 
 
 def shrink_and_perturb_at_boundary(
@@ -171,7 +173,7 @@ def shrink_and_perturb_at_boundary(
         perturb: factor of the fresh ones, >= 0; 0.1 in the paper.
         init: key -> the parameters of a fresh network, a tree like the parameters.
             A static argument for `optax.inject_hyperparams`.
-        key: 0-d typed key.
+        key: random key.
 
     Raises:
         ValueError: a number outside its interval; `boundary` not given; `init` gives another tree.
@@ -180,10 +182,10 @@ def shrink_and_perturb_at_boundary(
     """
     _check("shrink", shrink, high=1)
     _check("perturb", perturb)
-    inner = optax.with_extra_args_support(inner)
+    inner, key = with_extra_args(inner), typed_key("shrink_and_perturb_at_boundary", key)
 
-    def mix(updates: optax.Updates, params: optax.Params, state: ShrinkAndPerturbState, now: jax.Array) -> Any:
-        fresh = init(jax.random.fold_in(state.key, now))
+    def mix(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
+        fresh = init(key)
         _require_like("init", fresh, params)
         return jax.tree.map(
             lambda u, p, f: (shrink * (p + u) + perturb * f - p).astype(u.dtype), updates, params, fresh
@@ -194,13 +196,17 @@ def shrink_and_perturb_at_boundary(
             raise ValueError("shrink_and_perturb_at_boundary: update needs the extra argument boundary, got none")
         return jnp.logical_and(extra["boundary"], now > 0)
 
-    return _after_each_step(inner, lambda params: _init(inner, key, params), mix, due)
+    return _after_each_step(inner, key, lambda params: _init(inner, key, params), mix, due)
 
 
 def _after_each_step(
-    inner: optax.GradientTransformationExtraArgs, init: Callable, perturb: Callable, due: Callable
+    inner: optax.GradientTransformationExtraArgs, key: jax.Array, init: Callable, perturb: Callable, due: Callable
 ) -> optax.GradientTransformationExtraArgs:
-    """Inner, followed by `perturb(updates, params, state, now)` in the steps in which `due(now, extra)` is true."""
+    """Inner, followed by `perturb(updates, params, state, now, key)` in the steps in which `due(now, extra)` is true.
+
+    Parameters that inner freezes are left alone.
+    """
+    frozen, impl = frozen_leaves(inner), jax.random.key_impl(key)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
@@ -211,12 +217,18 @@ def _after_each_step(
         now = state.count if clock is None else jnp.asarray(clock)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         is_due = due(now, extra)
+        still = frozen(params, extra)
+
+        def perturbed(updates: optax.Updates) -> optax.Updates:
+            step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), now)
+            return keep_leaves(perturb(updates, params, state, now, step_key), updates, still)
+
         if is_due is True:
-            updates = perturb(updates, params, state, now)
+            updates = perturbed(updates)
         elif is_due is not False:
 
             def edit(u: optax.Updates) -> optax.Updates:
-                return optax.tree.where(is_due, perturb(u, params, state, now), u)
+                return optax.tree.where(is_due, perturbed(u), u)
 
             updates = jax.lax.cond(any_lane(is_due), edit, lambda u: u, updates)
         return updates, state._replace(inner=inner_state, count=optax.safe_increment(state.count))
@@ -226,7 +238,7 @@ def _after_each_step(
 
 def _init(inner: optax.GradientTransformation, key: jax.Array, params: optax.Params) -> ShrinkAndPerturbState:
     # No buffer twice in the state, and a key of its own: the state may be donated, the caller's key must survive that.
-    own_key = leaf_key(key, "shrink_and_perturb")
+    own_key = jax.random.key_data(leaf_key(key, "shrink_and_perturb"))
     return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32))
 
 

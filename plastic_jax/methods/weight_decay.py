@@ -5,6 +5,9 @@ from typing import Any
 import jax
 import optax
 
+from plastic_jax.inner import frozen_leaves, with_extra_args
+from plastic_jax.paths import keep_leaves
+
 Number = float | jax.Array
 
 
@@ -14,7 +17,7 @@ def weight_decay(
     """Decays every parameter, biases and normalisation parameters included, at `rate`.
 
     coupled (L2):   inner is given g + rate * w instead of g, before its momentum or moments;
-    decoupled:      inner's update is followed by - step_size * rate * w.
+    decoupled:      inner's update is followed by - step_size * rate * w, for parameters that inner does not freeze.
 
     For plain SGD of that step size both are w <- (1 - step_size * rate) * w - step_size * g. Under Adam they differ:
     a coupled decay is divided by the root of the second moment like the gradient itself.
@@ -47,9 +50,10 @@ def weight_decay(
         if step_size is None:
             raise ValueError("a decoupled decay needs step_size, the step size of inner")
         _check_number("step_size", step_size)
-    inner = optax.with_extra_args_support(inner)
+    inner = with_extra_args(inner)
     if isinstance(rate, int | float) and rate == 0:
         return inner
+    frozen = frozen_leaves(inner)
     decay = optax.add_decayed_weights(rate if step_size is None else -(step_size * rate))
 
     def add_decay(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -62,8 +66,9 @@ def weight_decay(
     ) -> tuple[optax.Updates, optax.OptState]:
         if coupled:
             return inner.update(add_decay(updates, params), state, params, **extra)
+        still = frozen(params, extra)
         updates, state = inner.update(updates, state, params, **extra)
-        return add_decay(updates, params), state
+        return keep_leaves(add_decay(updates, params), updates, still), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

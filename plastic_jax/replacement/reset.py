@@ -5,15 +5,16 @@ optimizer's state. Every edit is an elementwise choice on masks of the layer's w
 that writes the new weights: no weight is read or written once more than without replacement.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.paths import get_leaf, leaf_key, leaf_names
+from plastic_jax.paths import get_leaf, leaf_key, leaf_names, set_leaves
 from plastic_jax.replacement.initializers import UnitInitializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
@@ -32,6 +33,11 @@ class Replacement(NamedTuple):
     index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     valid: jax.Array
     fresh: dict[str, jax.Array]
+
+    @classmethod
+    def of_none(cls) -> "Replacement":
+        """No unit at all."""
+        return cls(jnp.zeros(0, jnp.int32), jnp.zeros(0, bool), {})
 
     def mask(self, width: int) -> jax.Array:
         """bool `[width]`, true for the units that go."""
@@ -97,56 +103,176 @@ def draw_replacement(
     return Replacement(index, valid, fresh)
 
 
+def replace_units(
+    inner: optax.GradientTransformation,
+    units: UnitGraph,
+    replacements: Mapping[str, Replacement],
+    params: Any,
+    updates: Any,
+    inner_state: Any,
+    reset_state: bool,
+) -> tuple[Any, Any]:
+    """Updates and inner state of a step in which units are replaced.
+
+    With `reset_state`, what the inner optimizer keeps of a replaced unit is what its `init` gives for the weights after
+    this step; inner methods that replace units as well take the unit for a new one.
+
+    Args:
+        inner: the inner optimizer.
+        units: the graph.
+        replacements: by group name, the units that go.
+        params: the parameters before this step.
+        updates: the inner optimizer's updates.
+        inner_state: its state after them.
+        reset_state: whether its statistics of replaced units start afresh.
+    """
+    updates = reset_updates(units, replacements, params, updates)
+    if reset_state:
+        masks = reset_mask(units, replacements, params)
+        inner_state = reset_inner_state(inner, inner_state, optax.apply_updates(params, updates), masks)
+        inner_state = forget_units(inner_state, {g.name: replacements[g.name].mask(g.width) for g in units.groups})
+    return updates, inner_state
+
+
+def forget_units(state: Any, gone: Mapping[str, jax.Array]) -> Any:
+    """The state with 0 in all that methods which replace units know of the units `gone`, bool `[width]` by group name.
+
+    Such a method's state is a named tuple that lists the fields in question, dictionaries by group name of arrays
+    `[width, ...]`, in its attribute `per_unit`.
+    """
+
+    def is_method(node: Any) -> bool:
+        return hasattr(node, "per_unit")
+
+    def forget(node: Any) -> Any:
+        if not is_method(node):
+            return node
+        fields = {name: {n: blank(n, v) for n, v in getattr(node, name).items()} for name in node.per_unit}
+        return node._replace(inner=forget_units(node.inner, gone), **fields)
+
+    def blank(name: str, values: jax.Array) -> jax.Array:
+        mask = gone.get(name)
+        if mask is None or mask.shape != values.shape[:1]:
+            return values
+        return jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)), jnp.zeros([], values.dtype), values)
+
+    return jax.tree.map(forget, state, is_leaf=is_method)
+
+
 def reset_updates(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, updates: Any) -> Any:
     """Updates that take the replaced units to their fresh weights, and every other weight where `updates` takes it.
 
     A replaced unit's incoming kernels become the fresh rows, its bias and shift 0, its scale 1, its outgoing weights 0;
     the update is `target - params` there. A weight that leaves one replaced unit and enters another is redrawn.
+    Of `optax.LookaheadParams` the fast and the slow weights are replaced alike.
     """
+    if isinstance(params, optax.LookaheadParams):
+        both = zip(params, updates, strict=True)
+        return optax.LookaheadParams(*(reset_updates(units, replacements, p, u) for p, u in both))
     edits = _edits(units, replacements, params)
     return _edit(edits, lambda mask, value, update, param: jnp.where(mask, value - param, update), updates, params)
 
 
 def reset_mask(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> Any:
     """Per parameter, bool of its shape: which entries belong to a replaced unit."""
+    params = network_params(params)
     edits = _edits(units, replacements, params)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
     return _edit(edits, lambda mask, value, sofar: sofar | mask, blank)
 
 
+def network_params(params: Any) -> Any:
+    """The weights that the network runs with, which a graph's paths name: the fast ones of `optax.LookaheadParams`."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
 def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: Any, masks: Any) -> Any:
-    """The inner optimizer's state with every params-shaped statistic as `inner.init` gives it where `masks` is true.
+    """The inner optimizer's state, with what `inner.init(params)` gives in the statistics of all masked weights.
+
+    Most initial statistics are constants, and XLA computes nothing for them. Those that are made from the weights (the
+    anchor of a penalty, the averaged weights of `optax.contrib.schedule_free`) are made from the fresh weights.
+    What belongs to a layer as a whole, a single number, stays.
+
+    Args:
+        inner: the inner optimizer.
+        state: its state after this step.
+        params: the parameters after this step, fresh weights included.
+        masks: per parameter, bool of its shape: which entries belong to a replaced unit.
 
     Raises:
         ValueError: a statistic that belongs to a parameter has another shape (Adafactor's factored moments).
     """
     if not jax.tree.leaves(state):
         return state
-    is_leaf = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-
-    def mask_of(statistic: Any, mask: jax.Array) -> Any:
-        if isinstance(statistic, optax.MaskedNode):
-            return statistic
-        if statistic.shape != mask.shape:
-            raise ValueError(
-                f"reset_inner_state: the inner optimizer keeps a statistic of shape {statistic.shape} for a parameter "
-                f"of shape {mask.shape}; per-unit resets need statistics of the parameter's shape "
-                "(reset_state=False skips them)"
-            )
-        return mask
-
-    chosen = optax.tree_utils.tree_map_params(
-        inner, mask_of, state, masks, transform_non_params=lambda _: False, is_leaf=is_leaf
-    )
+    chosen = _statistics(inner, state, params, masks)
     return jax.tree.map(
         lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state
     )
+
+
+def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, masks: Any) -> Any:
+    """The state with each parameter's mask in place of its statistics, and `False` in place of everything else."""
+    shapes = [jnp.shape(mask) for mask in jax.tree.leaves(masks)]
+    unknown: list[tuple[int, ...]] = []
+
+    def gap(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def init(tree: Any) -> Any:
+        return inner.init(optax.LookaheadParams(tree, tree) if isinstance(params, optax.LookaheadParams) else tree)
+
+    def own(statistic: Any, mask: jax.Array) -> Any:
+        if gap(statistic):
+            return statistic
+        return mask if jnp.shape(statistic) == mask.shape else other(statistic, of_parameter=True)
+
+    def other(leaf: Any, of_parameter: bool = False) -> Any:
+        if jnp.shape(leaf) == (sum(map(math.prod, shapes)),) and len(shapes) > 1:  # all parameters in one vector
+            return jnp.concatenate([mask.ravel() for mask in jax.tree.leaves(masks)])
+        if of_parameter and jnp.ndim(leaf) > 0:
+            unknown.append(jnp.shape(leaf))
+        return False
+
+    def like_params(node: Any) -> bool:
+        return [jnp.shape(leaf) for leaf in jax.tree.leaves(node)] == shapes
+
+    def by_shape(node: Any) -> Any:
+        if not like_params(node):
+            return other(node, of_parameter=True)
+        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(masks))
+
+    try:
+        chosen = optax.tree_utils.tree_map_params(init, own, state, masks, transform_non_params=other, is_leaf=gap)
+    except Exception:  # noqa: BLE001  whatever an `init` raises that looks into its parameters
+        unknown.clear()
+        chosen = jax.tree.map(by_shape, state, is_leaf=like_params)
+    if unknown:
+        raise ValueError(
+            f"reset_inner_state: the inner optimizer keeps statistics of shape {unknown[0]}, which is not that of a "
+            "parameter; per-unit resets need statistics of the parameter's shape (reset_state=False skips them)"
+        )
+    return chosen
 
 
 def add_replaced(replaced: Mapping[str, jax.Array], gone: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Units replaced so far, 0-d int32 by group name, after those of the masks `gone`, bool `[width]`; saturates."""
     total = {name: before + jnp.sum(gone[name], dtype=jnp.int32) for name, before in replaced.items()}
     return {name: jnp.where(total[name] < before, before, total[name]) for name, before in replaced.items()}
+
+
+def without_frozen(units: UnitGraph, frozen: Collection[str]) -> UnitGraph:
+    """The graph without the groups that have a slice of a leaf that is not to be changed."""
+    kept = tuple(g for g in units.groups if not any(s.path in frozen for s in (*g.incoming, *g.outgoing)))
+    return dataclasses.replace(units, groups=kept) if len(kept) < len(units.groups) else units
+
+
+def add_to_leaves(updates: Any, gains: Mapping[str, jax.Array]) -> Any:
+    """The updates with `gains` added to the leaves of these names."""
+    if not gains:
+        return updates
+    if isinstance(updates, optax.LookaheadParams):
+        return optax.LookaheadParams(*(add_to_leaves(u, gains) for u in updates))
+    return set_leaves(updates, {path: get_leaf(updates, path) + gain for path, gain in gains.items()})
 
 
 def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, mean_feature: Any) -> Any:
@@ -181,12 +307,12 @@ def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], 
 def _edits(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> dict[str, list[_Edit]]:
     """Edits by parameter, in the order in which they apply: all zeros first, so that a redraw wins."""
     edits: dict[str, list[_Edit]] = {}
-    for group in units.groups:
-        mask = replacements[group.name].mask(group.width)
+    going = [(group, replacements[group.name]) for group in units.groups if replacements[group.name].index.size]
+    for group, replacement in going:
+        mask = replacement.mask(group.width)
         for s in group.outgoing:
             edits.setdefault(s.path, []).append(_Edit(s.spread(mask, get_leaf(params, s.path).shape), 0.0))
-    for group in units.groups:
-        replacement = replacements[group.name]
+    for group, replacement in going:
         for s in group.incoming:
             shape = get_leaf(params, s.path).shape
             edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shape))
@@ -217,12 +343,14 @@ def _edit(edits: dict[str, list[_Edit]], choose: Callable[..., jax.Array], tree:
 
 
 def check_units(units: UnitGraph, params: Any, what: str) -> None:
-    """Every slice of the graph fits a parameter.
+    """Every slice of the graph fits a parameter. No parameters, as in `optax.tree.map_params`, fit as well.
 
     Raises:
         ValueError: a path is unknown, or a view does not have the parameter's size.
     """
     names = set(leaf_names(params))
+    if not names:
+        return
     for group in units.groups:
         for s in (*group.incoming, *group.outgoing):
             if s.path not in names:

@@ -1,5 +1,6 @@
 """What a measure of usefulness looks at: means of activations and of weights, per unit."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,12 @@ _SMALL, _LARGE = 2**12, 2**20  # values in a kernel
 
 
 def group_dtype(group: UnitGroup, params: Any) -> Any:
-    """The dtype in which a method keeps what it knows of a group: that of its first kernel, float32 at least."""
+    """The dtype in which a method keeps what it knows of a group: that of its first kernel, float32 at least.
+
+    Float32 too where there are no parameters: `optax.tree.map_params` calls `init` with a tree that has no leaves.
+    """
+    if not jax.tree.leaves(params):
+        return jnp.float32
     return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
 
 
@@ -21,6 +27,12 @@ def mean_feature(group: UnitGroup, feature: jax.Array, axis_name: str | None = N
     """Mean of `feature` over the mapped axis and all axes but those of the unit and its copies; `[width, copies]`."""
     mean = unit_means(feature, group.feature_axes, group.copies)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def all_finite(means: Mapping[str, jax.Array]) -> jax.Array:
+    """Whether all means are finite, 0-d bool; a mean is not where one of its values is not."""
+    values = [mean.ravel() for mean in means.values()]
+    return jnp.all(jnp.isfinite(jnp.concatenate(values))) if values else jnp.ones([], bool)
 
 
 def feature_matrix(group: UnitGroup, feature: jax.Array) -> jax.Array:

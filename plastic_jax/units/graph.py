@@ -277,6 +277,15 @@ class UnitGraph:
         groups = tuple(dataclasses.replace(g, **fields) if g.name == name else g for g in self.groups)
         return dataclasses.replace(self, groups=groups)
 
+    def isolated(self) -> "UnitGraph":
+        """The graph with the groups whose new units are silent; the others are left out.
+
+        Their features stay among those that `apply` gives.
+        """
+        kept = tuple(g for g in self.groups if g.function_preserving)
+        loud = tuple(g for g in self.groups if not g.function_preserving)
+        return dataclasses.replace(self, groups=kept, left_out=(*self.left_out, *loud))
+
     def without(self, pattern: str) -> "UnitGraph":
         """The graph as if parameters and variables whose names match `pattern` (`"*shortcut*"`) made and read no units.
 

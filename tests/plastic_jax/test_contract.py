@@ -1,6 +1,7 @@
 """What every method of the library promises as an optax transformation. A new method is one more entry in METHODS."""
 
 import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -358,22 +359,46 @@ def test_works_inside_of_optax_wrappers(method):
 
 
 def test_state_comes_back_from_disk_as_it_was(method, tmp_path):
-    """With orbax, which knows typed keys, and with flax's serialisation, which wants their data."""
+    """With orbax, flax's msgpack, pickle and equinox."""
     tx = method.build(numbers(method), KEY)
     _, state = quick(lambda params: one_step(tx, params, tx.init(params), 0), PARAMS)
+    check_saving(state, tmp_path)
+
+
+@pytest.mark.parametrize("method", [continual_backprop, redo])
+def test_groups_whose_names_have_slashes_are_saved_too(method, tmp_path):
+    params = {"params": PARAMS}
+    units = trace_units(NETWORK.apply, params, X)
+    more = {"replacement_rate": 0.1} if method is continual_backprop else {}
+    state = method(optax.adam(0.1), units, key=KEY, history=3, **more).init(params)
+    assert set(state.age) == {"params/Dense_0", "params/Dense_1"}
+    check_saving(state, tmp_path)
+
+
+def check_saving(state, tmp_path):
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype.kind in "fiub" for leaf in jax.tree.leaves(state))
+
+    def check(restored):
+        restored = jax.tree.map(jnp.asarray, restored)
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+        assert types(restored) == types(jax.tree.map(jnp.asarray, state))
+        assert_equal(restored, state)
+
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), restored) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), state
-    )
-    assert_equal(restored, state)
-    data = serialization.from_bytes(plain(state), serialization.to_bytes(plain(state)))
-    is_key = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key), state)
-    again = jax.tree.map(lambda key, leaf: jax.random.wrap_key_data(leaf) if key else jnp.asarray(leaf), is_key, data)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
-    assert_equal(again, state)
+        check(checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state)))
+    check(serialization.from_bytes(state, serialization.to_bytes(state)))
+    check(pickle.loads(pickle.dumps(state)))
+    equinox = pytest.importorskip("equinox")
+    equinox.tree_serialise_leaves(tmp_path / "state.eqx", state)
+    check(equinox.tree_deserialise_leaves(tmp_path / "state.eqx", state))
+
+
+def test_raw_keys_are_taken(method):
+    """`jax.random.PRNGKey` gives the numbers of `jax.random.key`."""
+    typed, raw = (method.build(numbers(method), make(3)) for make in (jax.random.key, jax.random.PRNGKey))
+    assert_equal(typed.init(PARAMS), raw.init(PARAMS))
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
@@ -382,4 +407,4 @@ def test_any_kind_of_typed_key_will_do(method, impl):
     tx = method.build(numbers(method), key)
     state = jax.eval_shape(lambda: one_step(tx, PARAMS, tx.init(PARAMS), 3)[1])
     if hasattr(state, "key"):
-        assert state.key.dtype == key.dtype
+        assert state.key.shape == jax.random.key_data(key).shape

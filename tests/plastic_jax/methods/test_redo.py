@@ -167,7 +167,7 @@ def test_scoring_stays_a_branch_under_vmap():
         ({"history": -1}, "redo: history=-1 is not an integer from 0 on"),
         ({"units": None}, "redo: units is no UnitGraph; see trace_units"),
         ({"initializer": None}, "redo: initializer=None is neither a name nor a function"),
-        ({"key": 0}, r"redo: key is no typed random key; jax.random.key\(0\)"),
+        ({"key": 0}, r"redo: key=0 is no random key; jax.random.key\(0\)"),
         ({"initializer": "kaiming"}, "unknown law 'kaiming'"),
     ],
 )

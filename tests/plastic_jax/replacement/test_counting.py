@@ -19,15 +19,16 @@ def test_rate_is_a_share_of_the_eligible_or_of_all_once_one_is(eligible, by_elig
         assert expected_replacements(jnp.float32(0.5), jnp.int32(eligible), 8, units) == expected
 
 
-def test_what_is_owed_beyond_whole_units_or_beyond_the_bound_stays_owed():
+def test_a_fraction_stays_owed_and_whole_units_beyond_the_bound_do_not():
     assert one("accumulate", 0.5, before=(0.25, 0.0)) == ([0.75, 0.0], 0)
     assert one("accumulate", 0.5, before=(0.75, 0.0)) == ([0.25, 0.0], 1)
     assert one("accumulate", 3.5) == ([0.5, 0.0], 3)
-    assert one("accumulate", 3.5, most=1) == ([2.5, 0.0], 1)
+    assert one("accumulate", 3.5, most=1) == ([0.5, 0.0], 1)
+    assert one("accumulate", 0.0, before=(1.0, 0.0))[1] == 0
 
 
 def test_bernoulli_and_functions_owe_nothing():
-    assert one("bernoulli", 0.0) == ([0, 0], 0)
+    assert one("bernoulli", 0.0) == one(lambda key, expected: jnp.ones([]), 0.0) == ([0, 0], 0)
     assert one("bernoulli", 1.0) == ([0, 0], 1)
     assert one("bernoulli", 2.75) == ([0, 0], 2)
     assert one("bernoulli", 2.75, most=1) == ([0, 0], 1)
