@@ -103,7 +103,7 @@ def _zeros(program: ClosedJaxpr | Jaxpr, given: Sequence[bool]) -> list[bool]:
 
 def _outputs(eqn: Any, zero: list[bool], factors: list[bool]) -> list[bool]:
     name, params = eqn.primitive.name, eqn.params
-    inside = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+    inside: Any = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
     if name == "cond":
         branches = [_zeros(branch, zero[1:]) for branch in params["branches"]]
         return [all(flags) for flags in zip(*branches, strict=True)]

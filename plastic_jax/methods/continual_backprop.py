@@ -269,10 +269,13 @@ def continual_backprop(
             stats = {n: s._replace(worth=worth[n]) for n, s in stats.items()}
         return {n: jnp.mean(measure(s), axis=1) for n, s in stats.items()}
 
-    def averages(step: _Step, old: _Averages, seen: dict[str, _Seen]) -> tuple[_Averages, jax.Array]:
-        """The running averages with this step in them, counted `utility_every` times, and whether it counts.
+    def averages(
+        step: _Step, old: _Averages, seen: dict[str, _Seen]
+    ) -> tuple[_Averages, jax.Array, dict[str, jax.Array]]:
+        """The averages with this step in them, counted `utility_every` times; whether it counts; who has a rank.
 
-        A step with features that are not finite does not; a measure that is NaN leaves its unit's average as it was.
+        A step with features that are not finite does not count. A unit whose measure is NaN keeps its average and has
+        no rank.
         """
         eta = {n: jnp.asarray(decay_rate, u.dtype) for n, u in old.utility.items()}
         keep = {n: e**utility_every for n, e in eta.items()}
@@ -288,11 +291,12 @@ def continual_backprop(
         lifetime = {}
         for g in (g for g in units.groups if g.name in old.lifetime_absolute):
             now = utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
-            lifetime[g.name] = old.lifetime_absolute[g.name] + jnp.where(finite, now, 0)
-        utility = old.utility
+            lifetime[g.name] = old.lifetime_absolute[g.name] + jnp.where(finite, now, 0.0)
+        utility, ranked = old.utility, {}
         if measure.averaged:
-            utility = mix(old.utility, measured(step, _corrected(mean_activation, seen), lifetime))
-        return _Averages(utility, mean_activation, lifetime), finite
+            now = measured(step, _corrected(mean_activation, seen), lifetime)
+            utility, ranked = mix(old.utility, now), {n: ~jnp.isnan(y) for n, y in now.items()}
+        return _Averages(utility, mean_activation, lifetime), finite, ranked
 
     def choose(group: UnitGroup, seen: _Seen, ranking: jax.Array, step: _Step) -> Replacement:
         """The eligible units of lowest rank, as many as are due, with fresh weights."""
@@ -331,15 +335,17 @@ def continual_backprop(
         seen = {g.name: look(g, state, step) for g in units.groups}
         old = _Averages(state.utility, state.mean_activation, state.lifetime_absolute)
         if utility_every == 1:
-            new, counts = averages(step, old, seen)
+            new, counts, ranked = averages(step, old, seen)
         else:
-            new, counts = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: (old, jnp.ones([], bool)))
+            all_ranked = {n: jnp.ones(u.shape, bool) for n, u in old.utility.items()} if measure.averaged else {}
+            as_before = old, jnp.ones([], bool), all_ranked
+            new, counts, ranked = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: as_before)
         due = {n: counts & (s.due > 0) for n, s in seen.items() if n in living}
 
         def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
             means = _corrected(new.mean_activation, seen)
             if measure.averaged:
-                ranking = {n: new.utility[n] / s.correction for n, s in seen.items()}
+                ranking = {n: jnp.where(ranked[n], new.utility[n] / s.correction, jnp.nan) for n, s in seen.items()}
             else:
                 ranking = measured(step, means, new.lifetime_absolute)
             picks = {g.name: Replacement.of_none() for g in units.groups}
