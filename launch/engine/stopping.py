@@ -41,10 +41,11 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening(grace: float = GRACE_SECONDS) -> Iterator[Stop]:
+def listening(grace: float | None = None) -> Iterator[Stop]:
     """A `Stop` that SIGTERM and SIGINT set while the block runs.
 
-    A second signal, or `grace` seconds without an end, end the process at once: the last checkpoint stands.
+    A second signal, or `grace` seconds (by default 25) without an end, end the process at once: the last checkpoint
+    stands.
     """
     stop = Stop()
     told, tell = socket.socketpair()
@@ -52,7 +53,7 @@ def listening(grace: float = GRACE_SECONDS) -> Iterator[Stop]:
     # A handler in Python runs between byte codes only: not while XLA compiles. The wake-up socket is written at once.
     wakeup = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
     former = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-    thread = threading.Thread(target=_watch, args=(told, stop, grace), daemon=True)
+    thread = threading.Thread(target=_watch, args=(told, stop, GRACE_SECONDS if grace is None else grace), daemon=True)
     thread.start()
     try:
         yield stop

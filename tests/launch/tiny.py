@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import signal
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +54,30 @@ def small(task, folder):
     if task == "ant":
         return {"task": text, "network": "actor_critic(widths=(5,4))", "learner": PPO}
     return {"task": text, "network": "mlp(widths=(5,4))", "learner": ""}
+
+
+HANG = 300.0
+"""Seconds that only what hangs takes."""
+TRAIN = [
+    sys.executable,
+    "-c",
+    f"""
+import runpy
+from launch.engine import stopping
+stopping.GRACE_SECONDS = {HANG}
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+""",
+]
+"""`python -m launch.train`, more patient with a slow machine after a signal."""
+
+
+def wait_until(condition, process=None):
+    """Wait for a condition, at most `HANG` seconds and while `process` runs."""
+    began = time.monotonic()
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() - began < HANG, "hangs"
+        time.sleep(0.01)
 
 
 class State(NamedTuple):

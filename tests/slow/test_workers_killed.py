@@ -34,7 +34,7 @@ def started(root):
         running = [number for text in told if text and tiny.alive(number := int(text.split()[1]))]
         if len(running) == 2:
             return process, running
-        assert process.poll() is None and time.monotonic() - began < 120, process.communicate()
+        assert process.poll() is None and time.monotonic() - began < tiny.HANG, process.communicate()
         time.sleep(0.02)
 
 
@@ -47,21 +47,18 @@ def test_killed_workers_and_parents_started_again_come_to_the_same_end(tmp_path,
 
     process, _ = started(killed.root)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=60)[1] == "SIGINT: writing checkpoints; once more to end at once\n"
+    assert process.communicate(timeout=tiny.HANG)[1] == "SIGINT: writing checkpoints; once more to end at once\n"
     assert process.returncode == 130
 
     process, running = started(killed.root)
     process.kill()
-    process.communicate(timeout=60)
-    began = time.monotonic()
-    while any(tiny.alive(number) for number in running):
-        assert time.monotonic() - began < 20
-        time.sleep(0.02)
+    process.communicate(timeout=tiny.HANG)
+    tiny.wait_until(lambda: not any(tiny.alive(number) for number in running))
 
     process, running = started(killed.root)
     for number in running:
         os.kill(number, signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=tiny.HANG)[1]
     wanted = r"error: --workers: 2 of 2 workers ended early, [23] units left; the same command goes on\n"
     assert re.fullmatch(wanted, said) and process.returncode == 2
 

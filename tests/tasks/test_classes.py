@@ -492,9 +492,9 @@ def test_of_several_processes_one_reads(tmp_path, cache):
     processes = [context.Process(target=_load_when_all_are_ready, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
-    sums = [results.get(timeout=60) for _ in processes]
+    sums = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert sums == [sum(int(array[:7].sum()) for array in arrays.values())] * 3
     assert len(list(cache.glob("d-*"))) == 1
     assert (tmp_path / "log").read_text() == "read\n"

@@ -339,9 +339,9 @@ def test_several_processes_at_once(tmp_path, images, cache):
     processes = [context.Process(target=_load_when_all_are_ready, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
-    sums = [results.get(timeout=60) for _ in processes]
+    sums = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert sums == [int(images.train_x.sum())] * 3
     assert [p.name.startswith("mnist-") for p in cache.iterdir()] == [True]
 

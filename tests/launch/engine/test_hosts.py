@@ -36,31 +36,54 @@ def flags_of(folder, workdir, steps):
     return [f"--task={task}", f"--workdir={workdir}", f"--steps={steps}", *FLAGS]
 
 
-def started(folder, *arguments):
+STOPPED = """
+import os, runpy, signal, threading
+from launch.engine import hosts, stopping
+
+looks, told, highest, request = [], threading.Event(), hosts.highest, stopping.Stop.request
+
+def look(value):
+    looks.append(value)
+    if len(looks) == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told.wait(300)
+    return highest(value)
+
+def requested(stop, number):
+    request(stop, number)
+    told.set()
+
+hosts.highest, stopping.Stop.request, stopping.GRACE_SECONDS = look, requested, 600
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+"""A process that gets SIGTERM in the middle of the run."""
+
+
+def started(folder, *arguments, command=tiny.TRAIN):
     environment = os.environ | {
         "NPROC": "8",
         "XDG_CACHE_HOME": str(folder / "cache"),
         "PYTHONPATH": str(ROOT),
         "PYTHONFAULTHANDLER": "1",
     }
-    command = [sys.executable, "-m", "launch.train", *arguments]
     return subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *arguments], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def two(folder, workdir, steps):
+def two(folder, workdir, steps, *commands):
     """Two processes that look at one folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
-    return [started(folder, *flags_of(folder, workdir, steps), *where, f"--process_id={i}") for i in range(2)]
+    of = [*flags_of(folder, workdir, steps), *where]
+    return [started(folder, *of, f"--process_id={i}", command=command) for i, command in enumerate(commands)]
 
 
 def ended(processes, status=0):
     """All have ended, with that exit status; where one hangs, all are ended and say where they were."""
-    deadline, hung = time.monotonic() + 150, False
+    deadline, hung = time.monotonic() + 2 * tiny.HANG, False
     for process in processes:
         if process.returncode is not None:
             continue
@@ -89,15 +112,9 @@ def metrics(workdir):
 
 def test_two_processes_come_out_as_one_also_when_one_is_told_to_stop_and_they_go_on(folder):
     workdir = folder / "two"
-    processes = two(folder, workdir, STEPS)
-    deadline = time.monotonic() + 200
-    while not list(workdir.glob("*/checkpoints/*/[1-9]*")):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
-        time.sleep(0.02)
-    processes[1].send_signal(signal.SIGTERM)
-    ended(processes, 143)
+    ended(two(folder, workdir, STEPS, tiny.TRAIN, [sys.executable, "-c", STOPPED]), 143)
     assert 0 < max(int(path.name) for path in workdir.glob("*/checkpoints/*/[1-9]*")) < STEPS
-    ended(two(folder, workdir, STEPS))
+    ended(two(folder, workdir, STEPS, tiny.TRAIN, tiny.TRAIN))
     one, both = metrics(folder / "one"), metrics(workdir)
     assert one.keys() == both.keys() and both["loss"].shape == (1, STEPS // 50) and np.isfinite(both["loss"]).all()
     for name, values in one.items():

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -420,7 +418,7 @@ def test_a_disk_that_fills_up_is_told_and_the_last_good_checkpoint_goes_on(whole
 
 
 COMMAND = [
-    sys.executable, "-m", "launch.train", f"--task={tiny.TASK}", f"--network={tiny.NETWORK}", "--methods=backprop",
+    *tiny.TRAIN, f"--task={tiny.TASK}", f"--network={tiny.NETWORK}", "--methods=backprop",
     "--seeds=4", "--bin=1000", "--chunk=500", "--change_every=1000", "--lanes_per_batch=2", "--checkpoint_every=2000",
 ]  # fmt: skip
 
@@ -432,21 +430,13 @@ def test_a_real_process_writes_checkpoints_and_leaves_with_the_shells_status(tmp
     place = [f"--workdir={tmp_path / 'cut'}"]
     process = subprocess.Popen([*command, *place, "--steps=2000000000"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     units = 2 if workers == 2 else 1
-    _until(lambda: len({path.parent for path in tiny.checkpoints(tmp_path).values()}) == units, process)
+    tiny.wait_until(lambda: len({path.parent for path in tiny.checkpoints(tmp_path).values()}) == units, process)
     process.send_signal(number)
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=tiny.HANG)[1]
     assert process.returncode == status
     assert said == f"{signal.Signals(number).name}: writing checkpoints; once more to end at once\n"
     steps = [int(path.name) for path in tiny.checkpoints(tmp_path).values()]
     assert max(steps) >= 2000 and not list(tmp_path.glob(f"**/{METRICS}"))
-
-
-def _until(true, process, seconds=120):
-    began = time.monotonic()
-    while not true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - began < seconds
-        time.sleep(0.05)
 
 
 def test_the_module_knows_what_it_promises():

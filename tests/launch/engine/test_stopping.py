@@ -6,19 +6,17 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from launch.engine.stopping import Stop, Stopped, blocked_for_children, listening
 from tests.launch import tiny
+from tests.launch.tiny import HANG, wait_until
 
 ROOT = Path(__file__).parents[3]
 ENDED = "ended at once ({}); the last checkpoints stand, and the same command goes on\n"
 TOLD = "{}: writing checkpoints; once more to end at once\n"
-HANG = 300.0
-"""Seconds that only what hangs takes; what is to be ended early would go on for longer."""
 
 
 def started(code, *arguments, **options):
@@ -41,13 +39,6 @@ def ended(process):
     finally:
         process.kill()
     return process.returncode, out, said
-
-
-def wait_until(condition):
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < HANG
-        time.sleep(0.01)
 
 
 def test_the_first_signal_counts():
@@ -212,6 +203,7 @@ STARTING = """
     from pathlib import Path
     from launch.engine.stopping import Stopped, listening
     from tests.launch import tiny
+from tests.launch.tiny import HANG, wait_until
 
     if __name__ == "__main__":
         asked = tiny.experiment(seeds=(0, 1, 2, 3), lanes_per_batch=2, steps=2_000_000_000)
