@@ -6,7 +6,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Lazy, so that commands that only read results start without JAX.
     if name == "run":
-        from launch.engine.runner import run
+        from launch.engine.scheduler import run
 
         return run
     if name == "Experiment":

@@ -21,10 +21,10 @@ from launch.analysis.text import Table, printed
 from launch.cli import run_cli
 from launch.config.experiment import Experiment, branched
 from launch.config.syntax import parse_seeds
-from launch.engine.keeping import Keeping
+from launch.engine.checkpoint_policy import CheckpointPolicy
 from launch.engine.loop import LONGEST_CHUNK
 from launch.engine.processes import Report, enable_compilation_cache
-from launch.engine.runner import run
+from launch.engine.scheduler import run
 from launch.engine.stopping import Stop, listening
 from launch.figures import figure
 from launch.figures.style import GREY, INK, lines
@@ -72,7 +72,7 @@ def run_all(
     experiment = Experiment(
         TASK, METHODS.format(best=BEST_STEP_SIZE), seeds, steps, chunk=math.gcd(half, LONGEST_CHUNK) or None
     )
-    runs = run(experiment, workdir, workers, report, keeping=Keeping(at=(half,)), stop=stop)
+    runs = run(experiment, workdir, workers, report, policy=CheckpointPolicy(at=(half,)), stop=stop)
     rescue = branched(f"{workdir / 'backprop'}@{half}", methods="rescue=continual_backprop")
     return runs | run(rescue, workdir, workers, report, stop=stop)
 

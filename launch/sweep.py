@@ -16,7 +16,6 @@ import os
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from launch import train
@@ -29,10 +28,10 @@ from launch.config.grid import read_grid
 from launch.config.syntax import parse_seeds, with_settings
 from launch.engine import slurm
 from launch.engine.processes import enable_compilation_cache
-from launch.engine.status import status
+from launch.engine.scheduler import Launch, check_unit, labels_of, prepare, run_workers, work_through
+from launch.engine.sinks import sending
 from launch.engine.stopping import listening
-from launch.engine.sweep_file import check_sweep_file, read_experiments, write_sweep_file
-from launch.engine.workers import Sweep, check_unit, labels_of, prepare, run_workers, units_left, work_through
+from launch.engine.sweep_folder import check_sweep_file, read_experiments, status, write_sweep_file
 from launch.errors import InputError
 from launch.figures import figure, parts
 from launch.plot import plot
@@ -45,8 +44,8 @@ ASKED = (
 )  # fmt: skip
 """Flags that say what is run; a grid file says it in their place."""
 NOT_HERE = (
-    "resume", "devices", "parallel", "block", "num_processes", "process_id", "coordinator_address", "log", "list",
-    "explain", "job_script",
+    "resume", "devices", "parallel", "block", "num_processes", "process_id", "coordinator_address", "list", "explain",
+    "job_script",
 )  # fmt: skip
 """Flags of `launch.train` that a sweep has no use for."""
 ENDS = ("status", "best", "dry_run", "unit", "submit")
@@ -84,9 +83,9 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if arguments:
         raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
     _check_flags(values)
-    keeping = train.run_settings(values)["keeping"]
+    policy = train.run_settings(values)["policy"]
     train.prepare_devices(values)
-    sweep = Sweep(Path(values.workdir), experiments(values), keeping)
+    sweep = Launch(Path(values.workdir), experiments(values), policy)
     for plan in (resolve(one) for one in sweep.experiments) if values.metric else ():
         train.check_metrics(plan, values.metric)
     if values.report_seeds:
@@ -94,7 +93,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values.dry_run:
         print("".join(f"{describe.plan(resolve(one))}\n\n" for one in sweep.experiments), end="")
     if values.status or values.dry_run:
-        print(status(sweep))
+        print(status(labels_of(sweep)))
         return 0
     if not values.best:
         _work(sweep, values)
@@ -123,7 +122,7 @@ def experiments(values: flags.FlagValues) -> tuple[Experiment, ...]:
     return tuple(dataclasses.replace(one, tuning=True) for one in found)
 
 
-def report_of(sweep: Sweep, values: flags.FlagValues) -> Sweep:
+def report_of(sweep: Launch, values: flags.FlagValues) -> Launch:
     """The winners of a sweep on other seeds, in a folder of their own.
 
     Raises:
@@ -132,16 +131,16 @@ def report_of(sweep: Sweep, values: flags.FlagValues) -> Sweep:
     if not _is_tuning(sweep):
         raise InputError(f"--report_seeds: {sweep.root} was not made for tuning; name the folder of the sweep")
     seeds = parse_seeds(values.report_seeds)
-    unfinished = [label.name for label in labels_of(sweep) if not label.over]
+    unfinished = [label.name for label in labels_of(sweep) if not label.is_over()]
     if unfinished:
         raise InputError(f"--report_seeds: {sweep.root} is not over ({', '.join(unfinished)}); --status says how far")
     found = _winners(sweep, values)
     reports = (report_experiment(one, found, seeds) for one in sweep.experiments)
     root = Path(values.report_dir or sweep.root / "report")
-    return Sweep(root, tuple(dataclasses.replace(one, tuning=False) for one in reports), sweep.keeping)
+    return Launch(root, tuple(dataclasses.replace(one, tuning=False) for one in reports), sweep.policy)
 
 
-def _is_tuning(sweep: Sweep) -> bool:
+def _is_tuning(sweep: Launch) -> bool:
     return any(one.tuning for one in sweep.experiments)
 
 
@@ -168,35 +167,39 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise InputError(f"--metric: {','.join(values.metric)} are {len(values.metric)}; settings are judged by one")
 
 
-def _work(sweep: Sweep, values: flags.FlagValues) -> None:
+def _work(sweep: Launch, values: flags.FlagValues) -> None:
     """Run what is left of a sweep, or send jobs that do."""
     check_sweep_file(sweep)
-    check_unit(sweep, values.unit)
+    check_unit(sweep, labels_of(sweep), values.unit)
     sender = None if values.submit == "here" else slurm.executor(sweep.root, values.submit, values.slurm)
     for line in (line for one in sweep.experiments for line in warnings(resolve(one))):
         print("warning:", line, file=sys.stderr)
-    prepare(sweep)
-    write_sweep_file(sweep)
+    labels = prepare(sweep)
+    write_sweep_file(sweep, labels)
     if sender is not None:
         print(slurm.submit(sender, sweep, values.workers or 1))
         return
-    left = ((label, unit) for label in labels_of(sweep) for unit in label.left if values.unit in (None, unit.name))
-    total = sum(len(unit.lanes) * (label.plan.steps - label.plan.start) for label, unit in left)
-    with train.progress_bar(total) as report, listening() as stop:
+    total = sum(len(label.job.lanes) * (label.plan.steps - label.plan.start) for label in labels if not label.is_over())
+    settings = {label.name: label.plan.settings(label.job) for label in labels}
+    with (
+        sending(values.log, sweep.root, settings) as log,
+        train.progress_bar(total) as report,
+        listening() as stop,
+    ):
         if values.unit:
-            number = work_through(sweep, values.unit, stop, report)
-            print(f"{values.unit}: {'over now' if number else 'was over'}; units left: {units_left(sweep)}")
+            number = work_through(sweep, labels, values.unit, stop, report, log)
+            left = sum(len(label.left()) for label in labels)
+            print(f"{values.unit}: {'over now' if number else 'was over'}; units left: {left}")
         else:
-            workers = values.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
-            run_workers(sweep, workers, stop, report)
+            run_workers(sweep, labels, values.workers, stop, report, log)
 
 
-def _runs(sweep: Sweep) -> list[Run]:
+def _runs(sweep: Launch) -> list[Run]:
     """The labels that have results, in the order asked for; the others are told."""
     found = []
     for label in labels_of(sweep):
-        if not label.over:
-            print(f"warning: {label.name}: not over, {len(label.left)} units are left", file=sys.stderr)
+        if not label.is_over():
+            print(f"warning: {label.name}: not over, {len(label.left())} units are left", file=sys.stderr)
         if (label.folder / METRICS).is_file():
             found.append(read_run(label.folder))
     if not found:
@@ -204,11 +207,11 @@ def _runs(sweep: Sweep) -> list[Run]:
     return found
 
 
-def _winners(sweep: Sweep, values: flags.FlagValues) -> list[Winner]:
+def _winners(sweep: Launch, values: flags.FlagValues) -> list[Winner]:
     return winners(_runs(sweep), values.metric[0] if values.metric else None, values.window)
 
 
-def _show_best(sweep: Sweep, values: flags.FlagValues) -> None:
+def _show_best(sweep: Launch, values: flags.FlagValues) -> None:
     runs = {run.label: run for run in _runs(sweep)}
     (metric,) = checked_metrics(list(runs.values()), values.metric[:1])
     found = winners(runs, metric, values.window)
@@ -218,7 +221,7 @@ def _show_best(sweep: Sweep, values: flags.FlagValues) -> None:
         print(f"figure: {figure.save(drawing, sweep.root / 'sensitivity.png')}")
 
 
-def _show_report(sweep: Sweep, values: flags.FlagValues) -> None:
+def _show_report(sweep: Launch, values: flags.FlagValues) -> None:
     print(table(_runs(sweep), values.metric))
     print(f"figure: {plot([sweep.root], metrics=values.metric or None)}")
 

@@ -32,14 +32,14 @@ from launch.config.syntax import (
     parse_step,
     with_settings,
 )
+from launch.engine.checkpoint_policy import CheckpointPolicy
 from launch.engine.devices import Parallel
 from launch.engine.hosts import define_process_flags, is_first, join
 from launch.engine.job_program import metric_names
-from launch.engine.keeping import Keeping
 from launch.engine.processes import enable_compilation_cache
-from launch.engine.resume import DETERMINISTIC, Resume, parse_block
-from launch.engine.runner import run
-from launch.engine.sinks import check_sinks, open_sinks
+from launch.engine.resume import DETERMINISTIC, Resume
+from launch.engine.scheduler import ALL, parse_block, run
+from launch.engine.sinks import check_sinks, sending
 from launch.engine.stopping import listening
 from launch.errors import InputError, unknown
 from launch.storage.run_folder import Run
@@ -170,7 +170,7 @@ def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "block",
         None,
-        "I/N: only every N-th unit of work, from number I on; launch.merge joins them",
+        "I/N: only every N-th unit of work, from number I on; copy the folders into one and run again without it",
         flag_values=values,
     )
     define_process_flags(values)
@@ -183,17 +183,17 @@ def run_settings(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
         InputError: a flag is not of its form.
     """
-    keeping = Keeping(
+    policy = CheckpointPolicy(
         parse_every("--checkpoint_every", values.checkpoint_every),
         parse_keep("--keep", values.keep),
         tuple(parse_step("--checkpoint_at", text) for text in values.checkpoint_at),
     )
     return {
         "resume": values.resume,
-        "keeping": keeping,
+        "policy": policy,
         "devices": values.devices,
         "parallel": values.parallel,
-        "block": parse_block(values.block) if values.block else None,
+        "block": parse_block(values.block) if values.block else ALL,
     }
 
 
@@ -245,11 +245,20 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values.log:
         check_sinks(values.log)
     total = sum(len(job.lanes) for job in plan.jobs) * (plan.steps - plan.start)
-    with progress_bar(total) as report, listening() as stop:
-        runs = run(experiment, workdir, values.workers, report, stop=stop, **settings)
+    kept = {job.label: plan.settings(job) for job in plan.jobs}
+    with (
+        sending(values.log if is_first() else [], workdir, kept) as log,
+        progress_bar(total) as report,
+        listening() as stop,
+    ):
+        runs = run(experiment, workdir, values.workers, report, stop=stop, log=log, **settings)
     if not is_first():
         return 0
-    log(runs, values.log, workdir)
+    if len(runs) < len(plan.jobs):
+        print(
+            f"the units of --block={values.block} are over; copy all blocks' folders into one, and run without --block"
+        )
+        return 0
     # pandas and figures take a second to import, which lists and refusals do without.
     from launch.plot import plot
     from launch.table import table
@@ -316,17 +325,6 @@ def progress_bar(total: int) -> Iterator:
             bar.update(lane_steps)
 
         yield report
-
-
-def log(runs: dict[str, Run], names: list[str], workdir: Path) -> None:
-    """Hand every label's mean curve to the sinks."""
-    if not names:
-        return
-    settings = {label: run.meta["settings"] for label, run in runs.items()}
-    for sink in open_sinks(names, workdir, settings):
-        for label, one in runs.items():
-            for i, step in enumerate(one.step):
-                sink(label, int(step), {name: float(values[:, i].mean()) for name, values in one.metrics.items()})
 
 
 def _tell_lost(runs: dict[str, Run]) -> None:

@@ -1,7 +1,7 @@
 """Several devices: lanes side by side, or one batch in parts. The one place that knows how work is laid on devices."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,26 @@ AXIS = "devices"
 
 Parallel = Literal["lanes", "batch"]
 """`lanes`: every device has lanes of its own; `batch`: all devices share every lane's batch."""
+
+
+class Devices(NamedTuple):
+    """How many devices share the work, and which way."""
+
+    number: int = 1
+    parallel: Parallel = "lanes"
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis that a program has to average over."""
+        return AXIS if self.parallel == "batch" else None
+
+    @property
+    def abreast(self) -> int:
+        """How many units of work run at once."""
+        return self.number if self.parallel == "lanes" else 1
+
+
+ONE_DEVICE = Devices()
 
 
 def mesh(devices: int) -> Mesh:

@@ -1,11 +1,12 @@
-"""Worker processes: what they are started with, and how they tell how far they are."""
+"""Worker processes: what they are started with, and what they tell their parent."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,23 +16,45 @@ from launch.engine.stopping import Stop, in_worker
 Report = Callable[[str, int], None]
 """Called with a label and the lane-steps done since the last call."""
 
+Log = Callable[[str, int, Mapping[str, float]], None]
+"""Called with the name of a curve, a step, and the means of the bin that ends there, by metric."""
+
 CONTEXT = multiprocessing.get_context("spawn")
 QUEUE_SECONDS = 10.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Messages:
+    """What worker processes tell their parent, through a queue."""
+
+    queue: Any
+    logs: bool
+
+    def report(self, label: str, lane_steps: int) -> None:
+        """Tell of lane-steps that are done, as `Report`."""
+        self.queue.put((label, lane_steps))
+
+    @property
+    def log(self) -> Log | None:
+        """Tell of a bin that is complete; `None` where nobody asked."""
+        return (lambda *bin: self.queue.put(bin)) if self.logs else None
+
+
 @contextlib.contextmanager
-def reporting(report: Report) -> Iterator[Any]:
-    """A queue of `(label, lane-steps)` that processes put in and `report` is called with."""
+def messages_to(report: Report | None, log: Log | None) -> Iterator[Messages]:
+    """Messages of worker processes, with which `report` and `log` are called in a thread of this process."""
     queue = CONTEXT.Queue()
 
     def listen() -> None:
-        for item in iter(queue.get, None):
-            report(*item)
+        for message in iter(queue.get, None):
+            receiver = report if len(message) == 2 else log
+            if receiver is not None:
+                receiver(*message)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        yield queue
+        yield Messages(queue, log is not None)
     finally:
         queue.put(None)
         # A process that was killed while it wrote keeps the queue's lock for ever.

@@ -216,9 +216,13 @@ def continued(program: Program, carry: Carry, earlier: Carry) -> Carry:
 
 
 def _seen_inside(diverged: jax.Array, seen: Mapping[str, jax.Array]) -> Metrics:
-    """Diagnostics; NaN for a network that has diverged, in which no unit would look dormant."""
-    one = jnp.ones([], jnp.float32)
-    return {name: Mean(jnp.where(diverged, jnp.nan, value.astype(jnp.float32)), one) for name, value in seen.items()}
+    """Diagnostics, not counted where they are not finite and for a diverged network, in which no unit is dormant."""
+
+    def counted(value: jax.Array) -> Mean:
+        counts = jnp.isfinite(value) & ~diverged
+        return Mean(jnp.where(counts, value.astype(jnp.float32), 0), counts.astype(jnp.float32))
+
+    return {name: counted(value) for name, value in seen.items()}
 
 
 def _unless(diverged: jax.Array, value: jax.Array, failure: float | None, count: jax.Array | float = 1.0) -> jax.Array:

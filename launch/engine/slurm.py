@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.engine.processes import enable_compilation_cache
+from launch.engine.scheduler import Launch, labels_of, work_through
 from launch.engine.stopping import listening
-from launch.engine.workers import Sweep, work_through
 from launch.errors import InputError
 
 LOGS = "jobs"
@@ -20,14 +20,14 @@ LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 class Worker:
     """A job: it works through the sweep until nothing is left, and is sent again when its time is over."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Launch) -> None:
         self.sweep = sweep
 
     def __call__(self) -> int:
         """Run units of work; how many these were."""
         enable_compilation_cache()
         with listening() as stop:
-            return work_through(self.sweep, stop=stop)
+            return work_through(self.sweep, labels_of(self.sweep), stop=stop)
 
     def checkpoint(self) -> Any:
         """What submitit runs in the place of a job that is preempted, or out of time: the same again."""
@@ -60,7 +60,7 @@ def executor(root: Path, cluster: Literal["slurm", "local"], settings: Sequence[
     return sender
 
 
-def submit(sender: Any, sweep: Sweep, workers: int) -> str:
+def submit(sender: Any, sweep: Launch, workers: int) -> str:
     """Send `workers` jobs that work through the sweep; what was sent, in words.
 
     Raises:

@@ -21,22 +21,21 @@ class TakenError(InputError):
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, patience: float = 0.1) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.
 
     Raises:
-        TakenError: another process holds it.
+        TakenError: another process holds it for `patience` seconds; `holder` takes it for a moment.
     """
     make_folder(path.parent)
     with contextlib.ExitStack() as stack:
         with storing(path):
             file = stack.enter_context(open(path, "a+"))
-        for patience in (0.05, 0.05, 0.0):  # `holder` takes the lock for a moment
-            if _taken(file, fcntl.LOCK_EX):
-                break
-            time.sleep(patience)
-        else:
-            raise TakenError(f"{path.parent}: being run by {_named(file)}")
+        deadline = time.monotonic() + patience
+        while not _taken(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise TakenError(f"{path.parent}: being run by {_named(file)}")
+            time.sleep(0.02)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -88,7 +88,7 @@ class PPOState(NamedTuple):
         method_key: typed key of the method's own draws.
         policy_key: typed key of actions and minibatches.
         restarts: int32 scalar, how often a new task has begun.
-        recent: `[RECENT, observation_size]`, the last observations; NaN before there are as many.
+        recent: `[RECENT, observation_size]`, the last observations; infinite before there are as many.
         observations: moments of each observation, `[observation_size]`; `None` where they are not normalised.
         rewards: moments of the discounted sum of rewards, 0-d; `None` where they are not normalised.
         discounted: `[E]`, that sum in every environment; `None` likewise.
@@ -230,7 +230,7 @@ class PPO:
             method_key,
             policy_key,
             restarts,
-            jnp.full((RECENT, self.environments.observation_size), jnp.nan),
+            jnp.full((RECENT, self.environments.observation_size), jnp.inf),  # NaN would end runs with jax_debug_nans
             **self._empty_moments(),
         )
 
@@ -400,7 +400,7 @@ class PPO:
             "effective_rank": metrics.effective_rank_of(sigma) / width,
             "stable_rank": metrics.stable_rank_of(sigma) / width,
         }
-        enough = ~jnp.any(jnp.isnan(state.recent))
+        enough = jnp.all(jnp.isfinite(state.recent))
         return seen | {name: jnp.where(enough, value, jnp.nan) for name, value in inside.items()}
 
     def _apply(self, params: Any, x: jax.Array) -> Any:

@@ -46,7 +46,7 @@ def restarts(folder, step):
 
 
 def test_a_fresh_network_begins_in_the_first_iteration_after_a_change(counting, tmp_path):
-    tiny.run(counting(chunk=ROLLOUT), tmp_path, keeping=tiny.keeping(ROLLOUT, keep=None))
+    tiny.run(counting(chunk=ROLLOUT), tmp_path, policy=tiny.policy(ROLLOUT, keep=None))
     for step in range(ROLLOUT, STEPS + 1, ROLLOUT):
         begun = sum(start < step for start in BEGUN)
         assert restarts(tmp_path / "fresh_network", step) == [begun, begun]
@@ -54,7 +54,7 @@ def test_a_fresh_network_begins_in_the_first_iteration_after_a_change(counting, 
 
 
 def test_nothing_begins_anew_where_nothing_changes(counting, tmp_path):
-    tiny.run(counting("change=none", methods="fresh_network"), tmp_path, keeping=tiny.keeping(ROLLOUT, keep=None))
+    tiny.run(counting("change=none", methods="fresh_network"), tmp_path, policy=tiny.policy(ROLLOUT, keep=None))
     assert restarts(tmp_path / "fresh_network", STEPS) == [1, 1]
 
 

@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
         sweep=("plain.step_size=0.01,90",),
         lanes_per_batch=4,
     )
-    tiny.run(asked, folder, keeping=tiny.keeping(10, at=(20,)))
+    tiny.run(asked, folder, policy=tiny.policy(10, at=(20,)))
     return folder
 
 
@@ -66,7 +66,7 @@ def test_a_finished_folder_is_told_by_label(finished):
 def test_hashes_tell_equal_runs_from_others(finished, tmp_path):
     """The same run in another folder, checkpointed at other steps, has the same lines; another seed has not."""
     asked = tiny.experiment(methods="heavy=backprop(optimizer=momentum)", lanes_per_batch=4)
-    tiny.run(asked, tmp_path / "again", keeping=tiny.keeping(30))
+    tiny.run(asked, tmp_path / "again", policy=tiny.policy(30))
     tiny.run(dataclasses.replace(asked, seeds=(0, 1, 3)), tmp_path / "other")
     same, again, other = (list(digests(d)) for d in (finished / "heavy", tmp_path / "again", tmp_path / "other"))
     assert same == again
@@ -115,7 +115,7 @@ def test_a_run_of_which_one_label_is_damaged_tells_the_others(finished, tmp_path
 
 
 def test_without_checkpoints(tmp_path):
-    tiny.run(tiny.experiment(), tmp_path, keeping=tiny.keeping(keep=0))
+    tiny.run(tiny.experiment(), tmp_path, policy=tiny.policy(keep=0))
     text = inspect(tmp_path)
     assert "finished" in text and "100 % of the lane-steps" in text and "no checkpoints" in text
     with pytest.raises(InputError, match="holds no good checkpoint"):

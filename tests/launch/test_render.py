@@ -195,7 +195,7 @@ def trained(tmp_path_factory):
         network="actor_critic(widths=(5,4))",
         learner="ppo(rollout=10,epochs=2,minibatches=2,probe_every=1,normalise_observations=True)",
     )
-    tiny.run(asked, folder, keeping=tiny.keeping(10, keep=None))
+    tiny.run(asked, folder, policy=tiny.policy(10, keep=None))
     return folder / "backprop"
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import launch
 from launch.config.experiment import Experiment, branched
-from launch.engine import runner
-from launch.engine.keeping import Keeping
+from launch.engine import scheduler
+from launch.engine.checkpoint_policy import CheckpointPolicy
 from launch.errors import InputError
 from launch.storage.run_folder import read_runs
 
@@ -91,7 +91,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(workdir):
-    return launch.run(EXPERIMENT, workdir, workers=1, keeping=Keeping(at=(1000,)))
+    return launch.run(EXPERIMENT, workdir, workers=1, policy=CheckpointPolicy(at=(1000,)))
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_the_folder_holds_what_was_run(runs, workdir):
 
 
 def test_what_is_finished_is_read_and_not_run_again(runs, workdir, monkeypatch):
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("ran again"))
     again = launch.run(EXPERIMENT, workdir, workers=1)
     assert list(again) == list(runs)
     np.testing.assert_array_equal(again["wild"].metrics["squared_error"], runs["wild"].metrics["squared_error"])
@@ -201,7 +201,7 @@ def test_what_is_finished_is_read_and_not_run_again(runs, workdir, monkeypatch):
     ],
 )
 def test_other_settings_are_refused_and_nothing_changes(runs, workdir, monkeypatch, change):
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("ran"))
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in workdir.rglob("*")}
     sweep = () if "methods" in change else EXPERIMENT.sweep
     with pytest.raises(InputError, match=r"^--workdir: .* holds another run") as error:
@@ -214,7 +214,7 @@ def test_other_settings_are_refused_and_nothing_changes(runs, workdir, monkeypat
     ("where", "words"), [("file", "is a file"), ("file/below", "cannot write"), ("folder", "is a file")]
 )
 def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, monkeypatch, where, words):
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("ran"))
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "backprop").touch()  # where the label's folder would be

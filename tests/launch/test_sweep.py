@@ -15,8 +15,9 @@ from absl import flags
 from launch import sweep as command
 from launch.config.experiment import resolve
 from launch.config.grid import read_grid
-from launch.engine import workers
-from launch.engine.sweep_file import SWEEP, read_experiments
+from launch.engine import scheduler
+from launch.engine.label import Label
+from launch.engine.sweep_folder import SWEEP, read_experiments
 from launch.errors import InputError
 from launch.storage.locks import locked
 from launch.storage.run_folder import read_run, read_runs
@@ -81,8 +82,8 @@ def test_a_sweep_that_is_over_does_nothing_when_run_again(whole, monkeypatch, ca
     def never(*arguments, **options):
         raise AssertionError("something was run")
 
-    monkeypatch.setattr(workers, "run_units", never)
-    monkeypatch.setattr(workers, "finish", never)
+    monkeypatch.setattr(scheduler, "run_units", never)
+    monkeypatch.setattr(Label, "finish", never)
     before = {path: seen for path, seen in tiny.snapshot(whole).items() if path.name not in (SWEEP, "sensitivity.png")}
     assert sweep(f"--workdir={whole}") == 0
     after = tiny.snapshot(whole)

@@ -13,7 +13,7 @@ from absl import flags
 from launch import sweep, train
 from launch.config.experiment import resolve
 from launch.config.syntax import with_settings
-from launch.engine import runner
+from launch.engine import scheduler
 from launch.engine.resume import DETERMINISTIC, Manner, differences, manner_here
 from launch.errors import InputError
 from launch.inspect import define_flags as inspect
@@ -67,7 +67,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG)
 def test_wrong_input_is_one_line_at_once_and_leaves_nothing(arguments, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("something was run"))
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
     with pytest.raises(InputError) as error:
@@ -226,7 +226,7 @@ def test_task_flags_join_the_tasks_own_settings(task, whole):
 
 def test_list_explain_and_dry_run_print_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("something was run"))
     for arguments, word in (
         (["--list"], "backprop"),
         (["--explain=l2"], "weight_decay"),

@@ -17,7 +17,8 @@ import numpy as np
 import launch
 from launch.config.methods import METHODS
 from launch.config.syntax import Every
-from launch.engine.keeping import Keeping
+from launch.engine.checkpoint_policy import CheckpointPolicy
+from launch.engine.scheduler import Launch, labels_of, run_workers, work_through
 from launch.engine.stopping import Stop, Stopped
 from launch.storage import checkpoint
 from launch.storage.run_folder import CHECKPOINTS, METRICS
@@ -140,14 +141,39 @@ def write_pictures(folder):
     np.savez(folder / "tiny.npz", train_images=train, test_images=test, **labels)
 
 
-def keeping(every=10, **fields):
+def policy(every=10, **fields):
     """A checkpoint every few steps."""
-    return Keeping(Every(steps=every), **fields)
+    return CheckpointPolicy(Every(steps=every), **fields)
+
+
+def launch_of(root, *experiments, **fields):
+    """A launch of these experiments, with frequent checkpoints."""
+    return Launch(Path(root), experiments, **({"policy": policy()} | fields))
+
+
+def work(sweep, only=None, **options):
+    """Work through a launch in this process; how many units that were."""
+    return work_through(sweep, labels_of(sweep), only, **options)
+
+
+def work_with(sweep, workers, **options):
+    """Work through a launch with worker processes."""
+    run_workers(sweep, labels_of(sweep), workers, **options)
+
+
+def units(sweep):
+    """Every unit of a launch with its label."""
+    return [(label, unit) for label in labels_of(sweep) for unit in label.units]
+
+
+def units_left(sweep):
+    """How many units of a launch are not over."""
+    return sum(len(label.left()) for label in labels_of(sweep))
 
 
 def run(asked, workdir, workers=1, **options):
     """`launch.run` in this process, with frequent checkpoints."""
-    return launch.run(asked, workdir, workers, **({"keeping": keeping()} | options))
+    return launch.run(asked, workdir, workers, **({"policy": policy()} | options))
 
 
 def stopped(asked, workdir, reports, workers=1, **options):

@@ -9,8 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.engine.stopping import Stop
-from launch.engine.workers import Sweep, prepare, run_workers, work_through
+from launch.engine.scheduler import prepare
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +40,9 @@ def started(root):
 def test_killed_workers_and_parents_started_again_come_to_the_same_end(tmp_path, record_property):
     asked = tiny.experiment(seeds=(5, 6, 7), lanes_per_batch=1, **LENGTH)
     asked = dataclasses.replace(asked, task=f"{tiny.TASK}(change_every=1000)", tuning=True)
-    whole, killed = (Sweep(tmp_path / name, (asked,), tiny.keeping(10_000)) for name in ("whole", "killed"))
+    whole, killed = (tiny.launch_of(tmp_path / name, asked, policy=tiny.policy(10_000)) for name in ("whole", "killed"))
     prepare(whole)
-    work_through(whole)
+    tiny.work(whole)
 
     process, _ = started(killed.root)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -59,10 +58,10 @@ def test_killed_workers_and_parents_started_again_come_to_the_same_end(tmp_path,
     for number in running:
         os.kill(number, signal.SIGKILL)
     said = process.communicate(timeout=tiny.HANG)[1]
-    wanted = r"error: --workers: 2 of 2 workers ended early, [23] units left; the same command goes on\n"
+    wanted = r"error: --workers: 2 of 2 workers were killed, [23] units left; the same command goes on\n"
     assert re.fullmatch(wanted, said) and process.returncode == 2
 
     prepare(killed)
-    run_workers(killed, 1, Stop(), lambda label, lane_steps: None)
+    tiny.work_with(killed, 1)
     equal = tiny.assert_same_ends(killed.root, whole.root)
     record_property("count", f"1 interrupt, 1 parent and 2 workers killed: {equal} arrays and leaves equal")

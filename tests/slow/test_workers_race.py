@@ -4,10 +4,9 @@ between, one of the two is killed."""
 import os
 import re
 import signal
-from pathlib import Path
 
 from launch.engine.processes import CONTEXT
-from launch.engine.workers import Sweep, labels_of, prepare, units, work_through
+from launch.engine.scheduler import labels_of, prepare
 from tests.launch import tiny
 
 ROUNDS, KILLS = 10, 3
@@ -17,16 +16,16 @@ UNITS = 6
 def made(root):
     """Six units that last long enough for two processes to meet."""
     asked = tiny.experiment(methods="backprop,l2", seeds=(1, 2, 3), lanes_per_batch=1, steps=2000, bin=1000)
-    sweep = Sweep(Path(root), (asked,), tiny.keeping(200))
+    sweep = tiny.launch_of(root, asked, policy=tiny.policy(200))
     prepare(sweep)
     return sweep
 
 
 def worker(sweep, barrier, folder):
     """Works through the sweep, and notes what it ran, one line a unit, in a file of its own."""
-    from launch.engine import workers
+    from launch.engine import scheduler
 
-    really = workers.run_units
+    really = scheduler.run_units
 
     def noted(plan, some, *arguments, **options):
         arrays = really(plan, some, *arguments, **options)
@@ -34,9 +33,9 @@ def worker(sweep, barrier, folder):
             file.write("".join(f"{unit.name}\n" for unit in some))
         return arrays
 
-    workers.run_units = noted
-    barrier.wait(120)
-    workers.work_through(sweep)
+    scheduler.run_units = noted
+    barrier.wait(tiny.HANG)
+    tiny.work(sweep)
 
 
 def raced(sweep, folder):
@@ -52,7 +51,7 @@ def raced(sweep, folder):
 def test_two_workers_race_and_no_unit_is_run_twice(tmp_path, record_property, monkeypatch):
     monkeypatch.setenv("NPROC", "1")
     whole = made(tmp_path / "whole")
-    assert work_through(whole) == UNITS
+    assert tiny.work(whole) == UNITS
     shared, numbers = 0, 0
     for number in range(ROUNDS):
         sweep, folder = made(tmp_path / str(number)), tmp_path / f"{number}.logs"
@@ -63,8 +62,8 @@ def test_two_workers_race_and_no_unit_is_run_twice(tmp_path, record_property, mo
         del barrier
         logs = [path.read_text().split() for path in folder.iterdir()]
         ran = [name for log in logs for name in log]
-        assert sorted(ran) == sorted(unit.name for _, unit in units(sweep)), "each once"
-        assert all(label.over for label in labels_of(sweep))
+        assert sorted(ran) == sorted(unit.name for _, unit in tiny.units(sweep)), "each once"
+        assert all(label.is_over() for label in labels_of(sweep))
         shared += len(logs) == 2
         numbers += tiny.assert_same_ends(sweep.root, whole.root)
     assert shared > ROUNDS // 2
@@ -77,7 +76,7 @@ def test_two_workers_race_and_no_unit_is_run_twice(tmp_path, record_property, mo
 def test_a_worker_that_is_killed_leaves_its_units_to_the_other(tmp_path, record_property, monkeypatch):
     monkeypatch.setenv("NPROC", "1")
     whole = made(tmp_path / "whole")
-    work_through(whole)
+    tiny.work(whole)
     alone = 0
     for number in range(KILLS):
         sweep, folder = made(tmp_path / str(number)), tmp_path / f"{number}.logs"
@@ -89,8 +88,8 @@ def test_a_worker_that_is_killed_leaves_its_units_to_the_other(tmp_path, record_
         other.join(300)
         del barrier
         assert one.exitcode == -signal.SIGKILL and other.exitcode == 0
-        alone += all(label.over for label in labels_of(sweep))
-        work_through(sweep)
+        alone += all(label.is_over() for label in labels_of(sweep))
+        tiny.work(sweep)
         tiny.assert_same_ends(sweep.root, whole.root)
     record_property("count", f"{KILLS} workers killed, the other one finished in {alone}; the ends are equal")
 

@@ -23,7 +23,7 @@ def source(tmp_path_factory):
     """Three seeds of backprop, and the same with momentum, with checkpoints at step 30; two units each."""
     folder = tmp_path_factory.mktemp("source")
     asked = tiny.experiment(methods="backprop,heavy=backprop(optimizer=momentum)", lanes_per_batch=2)
-    tiny.run(asked, folder, keeping=tiny.keeping(1000, at=(AT,)))
+    tiny.run(asked, folder, policy=tiny.policy(1000, at=(AT,)))
     return folder
 
 
@@ -109,7 +109,7 @@ def test_a_branch_stopped_and_gone_on_and_made_longer_is_the_branch_never_stoppe
 
 def test_a_branch_of_a_branch(source, tmp_path):
     first = branched(f"{source}/backprop@{AT}", methods="same=backprop")
-    tiny.run(first, tmp_path, keeping=tiny.keeping(1000, at=(45,)))
+    tiny.run(first, tmp_path, policy=tiny.policy(1000, at=(45,)))
     (second,) = tiny.run(branched(f"{tmp_path}/same@45", methods="again=backprop"), None).values()
     whole = launch.storage.run_folder.read_run(source / "backprop").metrics["squared_error"]
     np.testing.assert_array_equal(second.metrics["squared_error"], whole)

@@ -14,7 +14,7 @@ import pytest
 
 from launch.config.identity import digest_of, text_of
 from launch.config.methods import METHODS
-from launch.engine import runner
+from launch.engine import scheduler
 from launch.errors import InputError
 from launch.storage.run_folder import DONE, METRICS, RUN, read_meta, read_run
 from tests.launch import tiny
@@ -99,14 +99,14 @@ def test_other_data_are_another_run(tmp_path, monkeypatch):
 
 def racing(monkeypatch, other):
     """Somebody else's `other()` runs between the first look at the folder and the lock."""
-    check = runner.check
+    check = scheduler._check
 
     def slow(*arguments):
-        monkeypatch.setattr(runner, "check", check)
+        monkeypatch.setattr(scheduler, "check", check)
         other()
         return check(*arguments)
 
-    monkeypatch.setattr(runner, "check", slow)
+    monkeypatch.setattr(scheduler, "check", slow)
 
 
 def test_what_another_launch_has_written_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_what_another_launch_has_written_meanwhile_is_not_overwritten(tmp_path, 
 def test_a_longer_run_with_more_seeds_that_came_first_stays(tmp_path, monkeypatch):
     tiny.run(tiny.experiment(steps=40), tmp_path)
     longer = tiny.experiment(steps=80, seeds=(0, 1, 2, 3, 4))
-    racing(monkeypatch, lambda: tiny.run(longer, tmp_path, keeping=tiny.keeping(keep=0)))
+    racing(monkeypatch, lambda: tiny.run(longer, tmp_path, policy=tiny.policy(keep=0)))
     with pytest.raises(InputError, match=r"holds another run \(steps"):
         tiny.run(tiny.experiment(steps=60), tmp_path)
     run = read_run(tmp_path / "backprop")
@@ -168,7 +168,7 @@ def test_runs_for_tuning_and_others_do_not_mix(tmp_path):
 
 def test_blocks_and_devices_have_units_of_their_own():
     from launch.config.experiment import resolve
-    from launch.engine.lanes import units_of
+    from launch.engine.unit_of_work import units_of
 
     plan = resolve(tiny.experiment(seeds=tuple(range(7))))
     counts = [len(units_of(plan, plan.jobs[0], "gpu", parts=parts)) for parts in (1, 2, 4, 7, 100)]

@@ -14,7 +14,7 @@ from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_lear
 from launch.config.syntax import parse_call
 from launch.engine import loop, work
 from launch.engine.job_program import hyper_arrays, job_program
-from launch.engine.lanes import units_of
+from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks import MLP, ConvNet, ResNet
 from tasks.base import Task

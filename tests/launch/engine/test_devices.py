@@ -22,15 +22,15 @@ import pytest
 
 from launch import run
 from launch.config.experiment import Experiment, resolve
-from launch.engine.devices import part, put_lanes, put_state
+from launch.engine.checkpoint_policy import abstract_data, abstract_lanes
+from launch.engine.devices import Devices, part, put_lanes, put_state
 from launch.engine.job_program import job_program
-from launch.engine.keeping import abstract_data, abstract_lanes
+from launch.engine.label import find_label
 from launch.engine.processes import enable_compilation_cache
-from launch.engine.resume import recorded
 from launch.engine.stopping import Stop, Stopped
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.leaves import on_host
-from launch.storage.run_folder import read_meta, unit_folders
+from launch.storage.run_folder import unit_folders
 from plastic_jax.paths import leaf_names
 
 ROOT = Path(__file__).parents[3]
@@ -237,9 +237,9 @@ def test_devices_that_share_a_batch_replace_the_same_units(batch, other):
 def state(folder):
     """The leaves of the last checkpoint of the only unit of work, by name."""
     plan = resolve(batch_experiment(folder.parent))
-    meta = read_meta(folder / "cbp")
-    found = {}
-    for unit, path in zip(recorded(plan, plan.jobs[0], meta), unit_folders(folder / "cbp", meta), strict=True):
+    devices = Devices(int(folder.name.removeprefix("then")), "batch")
+    label, found = find_label(plan, plan.jobs[0], folder / "cbp", devices=devices), {}
+    for unit, path in zip(label.units, unit_folders(label.folder, label.meta), strict=True):
         abstract = abstract_lanes(job_program(plan, plan.jobs[0]), plan.jobs[0], unit, abstract_data(plan))
         tree = Checkpoints(path).latest_good(abstract).tree  # keys as their data
         found |= dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))

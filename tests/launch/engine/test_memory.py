@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from launch.config.experiment import Experiment, resolve
-from launch.engine import lanes
+from launch.engine import unit_of_work
 from launch.engine.job_program import abstract_carry, job_program, lane_memory, load_data
 from launch.engine.loop import compiled_chunk
 from launch.engine.memory import Memory, fitting, memory
@@ -77,6 +77,6 @@ def test_the_table_holds_where_memory_does_not_bind(monkeypatch):
     lane = lane_memory(plan, job)
     sizes = {}
     for name, budget in (("large", 10**12), ("small", 10 * lane.lane), ("unknown", None)):
-        monkeypatch.setattr(lanes, "device_budget", lambda budget=budget: budget)
-        sizes[name] = [unit.size for unit in lanes.units_of(plan, job, "gpu")]
+        monkeypatch.setattr(unit_of_work, "device_budget", lambda budget=budget: budget)
+        sizes[name] = [unit.size for unit in unit_of_work.units_of(plan, job, "gpu")]
     assert sizes == {"large": [64], "small": [8] * 8, "unknown": [64]}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,10 +17,11 @@ import launch
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import METHODS
 from launch.config.registry import TASKS
-from launch.engine import runner
-from launch.engine.lanes import unit_of
+from launch.engine import scheduler
+from launch.engine.checkpoint_policy import Place
+from launch.engine.execution import run_units
 from launch.engine.stopping import Stop, Stopped
-from launch.engine.work import Place, run_units
+from launch.engine.unit_of_work import unit_of
 from launch.errors import InputError
 from launch.storage import checkpoint
 from launch.storage.durable import StorageError
@@ -55,17 +57,19 @@ def test_all_tasks_are_among_them():
 
 
 @pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
+@jax.debug_nans(True)
 def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path):
-    """At three chunk lengths, of image tasks at one; plan, program and lanes are built anew from what is on disk."""
+    """At three chunk lengths, of image tasks at one; plan, program and lanes are built anew from what is on disk.
+
+    All of them run with `jax_debug_nans`: nothing that a program returns is NaN, in a run that does not diverge.
+    """
     of = tiny.small(task, images)
     asked = Experiment(methods=method + EVENTFUL.get(method, ""), seeds=(0, 1), steps=STEPS, bin=20, **of)
     plan, again = resolve(asked), resolve(asked)
     (job,) = plan.jobs
     for chunk in CHUNKS if task in tiny.LEAD else CHUNKS[-1:]:
         unit = unit_of(plan, job, job.lanes, len(job.lanes), chunk)
-        places = {
-            name: Place(tmp_path / name / str(chunk) / CHECKPOINTS, tiny.keeping(25)) for name in ("whole", "cut")
-        }
+        places = {name: Place(tmp_path / name / str(chunk) / CHECKPOINTS, tiny.policy(25)) for name in ("whole", "cut")}
         (whole,) = run_units(plan, [unit], places["whole"])
         _stop_at(STOP_AFTER[chunk], plan, unit, places["cut"])
         assert [int(path.name) for path in (places["cut"].folder / unit.name).glob("[0-9]*")][-1] < STEPS
@@ -260,12 +264,12 @@ def test_another_task_or_network_is_refused(finished):
 def test_what_decides_no_number_may_differ(finished):
     """Order of seeds, lengths that say the same, how often checkpoints are written, words about the tuning."""
     for change in ({"seeds": (2, 0, 1)}, {"steps": None, "tasks": 3}, {"tuned_on": "other seeds"}, {"chunk": None}):
-        runs = tiny.run(tiny.experiment(**change), finished, keeping=tiny.keeping(7))
+        runs = tiny.run(tiny.experiment(**change), finished, policy=tiny.policy(7))
         np.testing.assert_array_equal(runs["backprop"].seeds, [0, 1, 2])
 
 
 def test_a_finished_run_is_read_and_nothing_is_written(finished, monkeypatch):
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("ran again"))
     before = tiny.snapshot(finished)
     runs = tiny.run(tiny.experiment(), finished)
     assert runs["backprop"].metrics["squared_error"].shape == (3, 3)
@@ -277,7 +281,7 @@ def test_units_that_are_over_are_not_run_again_when_the_end_was_lost(finished, t
     shutil.copytree(finished, tmp_path / "copy")
     for name in (DONE, METRICS):
         (tmp_path / "copy" / "backprop" / name).unlink()
-    monkeypatch.setattr(runner, "run_units", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(scheduler, "run_units", lambda *_: pytest.fail("ran again"))
     tiny.run(tiny.experiment(), tmp_path / "copy")
     tiny.assert_same_ends(tmp_path / "copy", finished)
 
@@ -307,27 +311,27 @@ def test_resume_never_and_must(finished, tmp_path):
     ],
 )
 def test_what_is_kept_once_the_run_is_over(tmp_path, fields, steps):
-    tiny.run(tiny.experiment(), tmp_path, keeping=tiny.keeping(10, **fields))
+    tiny.run(tiny.experiment(), tmp_path, policy=tiny.policy(10, **fields))
     assert sorted(int(path.name) for path in tiny.checkpoints(tmp_path).values()) == steps
 
 
 def test_checkpoints_asked_for_stay_when_the_run_goes_on_without_the_flag(tmp_path):
-    assert tiny.stopped(tiny.experiment(), tmp_path, 6, keeping=tiny.keeping(5, keep=1, at=(10,)))
-    tiny.run(tiny.experiment(), tmp_path, keeping=tiny.keeping(5, keep=1))
-    tiny.run(tiny.experiment(steps=80), tmp_path, keeping=tiny.keeping(5, keep=1))
+    assert tiny.stopped(tiny.experiment(), tmp_path, 6, policy=tiny.policy(5, keep=1, at=(10,)))
+    tiny.run(tiny.experiment(), tmp_path, policy=tiny.policy(5, keep=1))
+    tiny.run(tiny.experiment(steps=80), tmp_path, policy=tiny.policy(5, keep=1))
     assert sorted(int(path.name) for path in tiny.checkpoints(tmp_path).values()) == [10, 80]
 
 
 @pytest.mark.parametrize(("at", "words"), [((12,), "12 is not a multiple of 5"), ((65,), "up to 60"), ((0,), "0 is")])
 def test_a_checkpoint_where_none_can_be_is_refused(tmp_path, at, words):
     with pytest.raises(InputError, match=r"^--checkpoint_at: ") as error:
-        tiny.run(tiny.experiment(), tmp_path / "new", keeping=tiny.keeping(at=at))
+        tiny.run(tiny.experiment(), tmp_path / "new", policy=tiny.policy(at=at))
     assert words in str(error.value)
     assert not (tmp_path / "new").exists()
 
 
 def test_without_checkpoints_a_finished_run_cannot_grow_and_says_so(tmp_path):
-    tiny.run(tiny.experiment(), tmp_path, keeping=tiny.keeping(keep=0))
+    tiny.run(tiny.experiment(), tmp_path, policy=tiny.policy(keep=0))
     before = tiny.snapshot(tmp_path)
     with pytest.raises(InputError, match=r"holds no checkpoints to go on from; they were not kept \(--keep\)"):
         tiny.run(tiny.experiment(steps=80), tmp_path)
@@ -365,7 +369,7 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_deleted(half, tmp_pat
 def test_a_checkpoint_of_another_version_is_told_in_one_line(half, whole, tmp_path, capsys, monkeypatch):
     folder, _ = copied(half, tmp_path)
     here = checkpoint.format_versions()
-    monkeypatch.setattr("launch.engine.work.format_versions", lambda: here | {"jax": "99.0"})
+    monkeypatch.setattr("launch.engine.execution.format_versions", lambda: here | {"jax": "99.0"})
     tiny.run(tiny.experiment(), folder)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -443,4 +447,4 @@ def test_the_module_knows_what_it_promises():
     """Every method and task of the registry is under the test above."""
     assert len(METHODS) * len(TASKS) >= 20
     assert set(EVENTFUL) <= set(METHODS)
-    assert launch.run is runner.run
+    assert launch.run is scheduler.run

@@ -9,9 +9,8 @@ import pytest
 
 from launch import sweep as command
 from launch.engine import slurm
-from launch.engine.status import status
-from launch.engine.sweep_file import SWEEP
-from launch.engine.workers import Sweep, prepare, run_workers, units_left, work_through
+from launch.engine.scheduler import labels_of, prepare
+from launch.engine.sweep_folder import SWEEP, status
 from launch.errors import InputError
 from tests.launch import tiny
 from tests.launch.test_sweep import grid, sweep
@@ -24,7 +23,7 @@ needs_submitit = pytest.mark.skipif(
 
 def made(root):
     asked = tiny.experiment(seeds=tuple(range(5, 11)), lanes_per_batch=1)
-    made = Sweep(root, (asked,), tiny.keeping())
+    made = tiny.launch_of(root, asked)
     prepare(made)
     return made
 
@@ -91,16 +90,16 @@ def test_two_jobs_of_this_machine_share_a_sweep_and_end_as_one_process_does(tmp_
     submitit = slurm._submitit()
     monkeypatch.setenv("NPROC", "1")
     alone, shared = made(tmp_path / "alone"), made(tmp_path / "shared")
-    work_through(alone)
+    tiny.work(alone)
     jobs = []
     really = submitit.AutoExecutor.submit
     monkeypatch.setattr(submitit.AutoExecutor, "submit", lambda *given: jobs.append(really(*given)) or jobs[-1])
     sender = slurm.executor(shared.root, "local", ["timeout_min=5"])
     assert slurm.submit(sender, shared, 2).startswith("2 jobs: ")
     numbers = [job.result() for job in jobs]
-    assert sum(numbers) == 6 and units_left(shared) == 0, numbers
-    assert status(shared).endswith("all units are over")
+    assert sum(numbers) == 6 and tiny.units_left(shared) == 0, numbers
+    assert status(labels_of(shared)).endswith("all units are over")
     tiny.assert_same_ends(shared.root, alone.root)
-    run_workers(shared, 2, None, lambda label, lane_steps: None)
+    tiny.work_with(shared, 2)
     # A job that is out of time is sent again as it was.
     assert slurm.Worker(shared).checkpoint().function.sweep == shared

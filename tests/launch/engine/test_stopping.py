@@ -206,7 +206,7 @@ STARTING = """
 from tests.launch.tiny import HANG, wait_until
 
     if __name__ == "__main__":
-        asked = tiny.experiment(seeds=(0, 1, 2, 3), lanes_per_batch=2, steps=2_000_000_000)
+        asked = tiny.experiment(seeds=(0, 1, 2, 3), lanes_per_batch=2, steps=2_000_000_000, bin=1_000_000, chunk=500)
         with listening(grace=600) as stop:
             try:
                 tiny.run(asked, Path(sys.argv[1]), 2, stop=stop)

@@ -1,4 +1,4 @@
-"""What units of work keep on the disk: when checkpoints are written, which stay, and what the last ones tell."""
+"""Checkpoint policy: when to save and what to keep; and what the last checkpoint of a unit of work says."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,8 @@ import jax
 from launch.config.experiment import Job, Plan, lane_keys
 from launch.config.syntax import Every
 from launch.engine.job_program import hyper_arrays, load_data
-from launch.engine.lanes import Unit
 from launch.engine.programs import Program
+from launch.engine.unit_of_work import Unit
 from launch.errors import InputError
 from launch.storage.bins import Arrays, measured
 from launch.storage.checkpoint import Checkpoints, describe
@@ -22,7 +22,7 @@ TEN_MINUTES = Every(seconds=600.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
+class CheckpointPolicy:
     """When checkpoints are written, and which stay; the last step's always is.
 
     Attributes:
@@ -36,21 +36,21 @@ class Keeping:
     at: tuple[int, ...] = ()
 
 
-KEEPING = Keeping()
+DEFAULT = CheckpointPolicy()
 
 
 class Place(NamedTuple):
     """Where the units of a label keep their checkpoints, and how."""
 
     folder: Path
-    keeping: Keeping
+    policy: CheckpointPolicy = DEFAULT
 
 
 class Timer:
     """When the next checkpoint is due."""
 
-    def __init__(self, keeping: Keeping, step: int):
-        self._keeping = keeping
+    def __init__(self, policy: CheckpointPolicy, step: int):
+        self._policy = policy
         self.saved(step)
 
     def saved(self, step: int) -> None:
@@ -59,21 +59,21 @@ class Timer:
 
     def stays(self, step: int) -> bool:
         """Whether the checkpoint of that step was asked to stay for good."""
-        return step in self._keeping.at
+        return step in self._policy.at
 
     def due(self, step: int) -> bool:
         """Whether one is to be written at that step."""
-        steps, seconds = self._keeping.every
+        steps, seconds = self._policy.every
         crossed = steps is not None and step // steps > self._step // steps
-        return step in self._keeping.at or crossed or (seconds is not None and time.monotonic() - self._time >= seconds)
+        return step in self._policy.at or crossed or (seconds is not None and time.monotonic() - self._time >= seconds)
 
 
 def store_of(plan: Plan, unit: Unit, place: Place) -> Checkpoints:
     """The checkpoints of a unit, of which those stay that were asked for, by this launch or an earlier one."""
-    keeping, last_grid = place.keeping, plan.steps - plan.steps % unit.chunk
-    keep = None if keeping.keep is None else max(keeping.keep, 1)
+    policy, last_grid = place.policy, plan.steps - plan.steps % unit.chunk
+    keep = None if policy.keep is None else max(policy.keep, 1)
     folder = place.folder / unit.name
-    return Checkpoints(folder, keep, {*keeping.at, *_kept(folder), last_grid})
+    return Checkpoints(folder, keep, {*policy.at, *_kept(folder), last_grid})
 
 
 def ended(plan: Plan, unit: Unit, folder: Path) -> bool:
@@ -81,15 +81,15 @@ def ended(plan: Plan, unit: Unit, folder: Path) -> bool:
     return plan.steps in Checkpoints(folder / unit.name).steps()
 
 
-def finished(plan: Plan, unit: Unit, place: Place) -> Arrays | None:
+def finished(plan: Plan, unit: Unit, folder: Path) -> Arrays | None:
     """What a unit has measured, where it is over and its last checkpoint is good; nothing is computed."""
-    arrays = Checkpoints(place.folder / unit.name).arrays(plan.steps)
+    arrays = Checkpoints(folder / unit.name).arrays(plan.steps)
     return None if arrays is None else measured(arrays)
 
 
-def seconds_spent(plan: Plan, unit: Unit, folder: Path) -> float:
-    """Seconds of work on a unit that is over, in all launches."""
-    return describe(folder / unit.name / str(plan.steps))["about"].get("seconds", 0.0)
+def said_at_the_end(plan: Plan, unit: Unit, folder: Path) -> dict[str, Any]:
+    """What the last checkpoint of a unit that is over says of itself: `seconds` in all launches, `commit`, ..."""
+    return describe(folder / unit.name / str(plan.steps))["about"]
 
 
 def forget(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Units of work, from where they stand to their end: resume, chunks, checkpoints, the signal to stop."""
+"""Running units of work from where they stand to their end: resume, chunks, checkpoints, the signal to stop."""
 
 import contextlib
 import dataclasses
@@ -11,18 +11,18 @@ import jax
 import numpy as np
 
 from launch.config.experiment import Job, Lane, Plan, lane_keys
-from launch.config.syntax import Every
 from launch.engine import hosts
 from launch.engine.branching import source_lanes
-from launch.engine.devices import AXIS, Parallel, part, put_data, put_lanes, put_state
+from launch.engine.checkpoint_policy import CheckpointPolicy, Place, Timer, abstract_lanes, store_of
+from launch.engine.devices import ONE_DEVICE, Devices, Parallel, part, put_data, put_lanes, put_state
 from launch.engine.job_program import hyper_arrays, job_program, load_data
-from launch.engine.keeping import Keeping, Place, Timer, abstract_lanes, store_of
-from launch.engine.lanes import Unit
 from launch.engine.loop import RunState, compiled_chunk, initial, run_chunks
-from launch.engine.processes import Report
+from launch.engine.processes import Log, Report
 from launch.engine.programs import Program, continued
 from launch.engine.resume import entries_of
+from launch.engine.sinks import Curves
 from launch.engine.stopping import Stop, Stopped
+from launch.engine.unit_of_work import Unit
 from launch.storage.bins import Arrays, joined, measured, packed, unpacked
 from launch.storage.checkpoint import Checkpoints, Saved, format_versions
 from launch.storage.locks import LOCK, locked
@@ -30,41 +30,20 @@ from launch.storage.machine import commit
 from launch.storage.replacements import PREFIX
 from plastic_jax.replacement import replacement_log
 
-NEVER = Keeping(Every())
-
-
-class Devices(NamedTuple):
-    """How many devices share the work, and which way."""
-
-    number: int = 1
-    parallel: Parallel = "lanes"
-
-    @property
-    def axis_name(self) -> str | None:
-        """The mapped axis that a program has to average over."""
-        return AXIS if self.parallel == "batch" else None
-
-
-ONE_DEVICE = Devices()
-
-
-def run_unit(plan: Plan, unit: Unit) -> Arrays:
-    """Run one unit in this process and keep nothing, see `run_units`."""
-    return run_units(plan, [unit])[0]
-
 
 def run_units(
     plan: Plan,
     units: Sequence[Unit],
-    place: Place | None = None,
+    place: Place,
     devices: Devices = ONE_DEVICE,
     stop: Stop | None = None,
-    report: Report = lambda label, lane_steps: None,
+    report: Report | None = None,
+    log: Log | None = None,
 ) -> list[Arrays]:
     """Run units of one label, at most one a device, from their newest good checkpoints to the end of the run.
 
     Returns:
-        Per unit `[lane, bin]` per metric, `diverged` bool `[lane]`, and unit biographies if any.
+        Per unit `[lane, bin]` per metric, `diverged` bool `[lane]`, and the replacement log if any.
 
     Raises:
         Stopped: `stop` was requested; checkpoints have been written.
@@ -74,13 +53,12 @@ def run_units(
     """
     job = plan.job(units[0].label)
     program = job_program(plan, job, devices.axis_name)
-    stores = [store_of(plan, unit, place) if place else None for unit in units]
+    stores = [store_of(plan, unit, place) for unit in units]
     with contextlib.ExitStack() as locks:
-        for store in stores:
-            if store is not None and hosts.is_first():
-                locks.enter_context(locked(store.folder / LOCK))
+        for store in stores if hosts.is_first() else ():
+            locks.enter_context(locked(store.folder / LOCK))
         data = put_data(load_data(plan), devices.number)
-        saved = [_resumed(plan, unit, store, program, data) for unit, store in zip(units, stores, strict=True)]
+        saved: list[Saved | None] = [_resumed(plan, *pair, program, data) for pair in zip(units, stores, strict=True)]
         steps = [one.step if one else plan.start for one in saved]
         found: dict[str, Arrays] = {}
         for step in sorted(set(steps)):
@@ -89,7 +67,7 @@ def run_units(
             begun = together.begin([saved[i] for i in alike], data)
             for i in alike:
                 saved[i] = None  # their state is on the devices now, and the host's memory free for other things
-            found |= together.run(begun, data, place.keeping if place else NEVER, stop, report)
+            found |= together.run(begun, data, place.policy, stop, report, log)
     return [found[unit.name] for unit in units]
 
 
@@ -109,7 +87,7 @@ class _SideBySide:
     job: Job
     program: Program
     units: Sequence[Unit]
-    stores: Sequence[Checkpoints | None]
+    stores: Sequence[Checkpoints]
     devices: Devices
 
     def begin(self, saved: Sequence[Saved | None], data: Any) -> _Begun:
@@ -128,25 +106,37 @@ class _SideBySide:
 
     def _anew(self, batch: Sequence[Lane], hyper: Any, data: Any) -> RunState:
         keys = put_lanes(lane_keys(tuple(batch)), *self._layout)
-        lanes, bins = initial(self.program, keys, hyper, data, self._abreast), {}
+        lanes, bins = initial(self.program, keys, hyper, data, self.devices.abreast), {}
         if self.plan.source is not None:
             earlier = source_lanes(self.plan.source, [lane.seed for lane in batch], self.plan.experiment.task)
             network = put_state(earlier.tree, earlier.keys, *self._layout)
             lanes, bins = continued(self.program, lanes, network), earlier.bins
         return RunState(self.plan.start, lanes, bins)
 
-    def run(self, begun: _Begun, data: Any, keeping: Keeping, stop: Stop | None, report: Report) -> dict[str, Arrays]:
+    def run(
+        self,
+        begun: _Begun,
+        data: Any,
+        policy: CheckpointPolicy,
+        stop: Stop | None,
+        report: Report | None,
+        log: Log | None,
+    ) -> dict[str, Arrays]:
         """To the end; what was measured, by unit."""
         plan, chunk, lanes = self.plan, self.units[0].chunk, sum(len(unit.lanes) for unit in self.units)
         last_grid, done = plan.steps - plan.steps % chunk, begun.state.step
         hosts.check_equal("checkpoints", [done])
+        report = report or (lambda label, lane_steps: None)
         report(self.job.label, (done - plan.start) * lanes)
-        timer, start = Timer(keeping, done), time.perf_counter()
+        timer, start = Timer(policy, done), time.perf_counter()
+        curves = [Curves(plan, self.job, unit, i * unit.size, done) for i, unit in enumerate(self.units)] if log else []
 
         def between(state: RunState) -> None:
             nonlocal done
             report(self.job.label, (state.step - done) * lanes)
             done = state.step
+            for one in curves:
+                one.send(state.step, state.bins, log)
             asked = hosts.highest(stop.signal if stop is not None else 0)
             if asked or timer.due(state.step) or state.step in (last_grid, plan.steps):
                 seconds = round(begun.seconds + (time.perf_counter() - start) / len(self.units), 3)
@@ -165,14 +155,12 @@ class _SideBySide:
         if not hosts.is_first():
             return
         for i, (unit, store) in enumerate(zip(self.units, self.stores, strict=True)):
-            if store is not None:
-                said = about(self.plan, self.job, unit, state.step) | note
-                store.save(state.step, part(state.lanes, i, *self._layout), self._arrays(state, i), said)
+            said = about(self.plan, self.job, unit, state.step) | note
+            store.save(state.step, part(state.lanes, i, *self._layout), self._arrays(state, i), said)
 
     def _wait(self) -> None:
         for store in self.stores:
-            if store is not None:
-                store.wait()
+            store.wait()
 
     def _arrays(self, state: RunState, i: int) -> Arrays:
         """What unit `i` has measured so far, for its lanes alone."""
@@ -180,26 +168,19 @@ class _SideBySide:
         own = slice(0, len(unit.lanes))
         arrays = packed(state.bins, slice(i * unit.size, i * unit.size + len(unit.lanes)))
         arrays |= {"diverged": np.asarray(jax.vmap(self.program.diverged)(lanes))[own]}
-        return arrays | {name: values[own] for name, values in _biographies(lanes).items()}
+        return arrays | {name: values[own] for name, values in _replacement_log(lanes).items()}
 
     @property
     def _layout(self) -> tuple[int, Parallel]:
         return self.devices.number, self.devices.parallel
 
-    @property
-    def _abreast(self) -> int:
-        """How many units run at once."""
-        return self.devices.number if self.devices.parallel == "lanes" else 1
-
     def _filled(self, items: Sequence[Any]) -> list[Any]:
         """As many as there are places side by side; the last one again where units are fewer."""
-        return [*items, *[items[-1]] * (-len(items) % self._abreast)]
+        return [*items, *[items[-1]] * (-len(items) % self.devices.abreast)]
 
 
-def _resumed(plan: Plan, unit: Unit, store: Checkpoints | None, program: Program, data: Any) -> Saved | None:
+def _resumed(plan: Plan, unit: Unit, store: Checkpoints, program: Program, data: Any) -> Saved | None:
     """The newest good checkpoint from which the unit can go on exactly: at the end of a whole chunk, or at the end."""
-    if store is None:
-        return None
 
     def exact(step: int) -> bool:
         return step == plan.steps or (plan.start < step < plan.steps and step % unit.chunk == 0)
@@ -233,8 +214,8 @@ def about(plan: Plan, job: Job, unit: Unit, step: int) -> dict[str, Any]:
     }
 
 
-def _biographies(lanes: Any) -> Arrays:
-    """The arrays of the biography in the lanes' state, `{}` where there is none."""
+def _replacement_log(lanes: Any) -> Arrays:
+    """The arrays of the replacement log in the lanes' state, `{}` where there is none."""
     told = replacement_log.find(lanes)
     if told is None:
         return {}
