@@ -60,18 +60,22 @@ def _apart(given: Sequence[str]) -> list[str]:
     return [text for text in given if not text.startswith("--workdir=")]
 
 
-def _merge(workdir: str) -> str:
-    return f"# When all are over: python -m launch.merge {shlex.quote(workdir)} {shlex.quote(workdir)}.block*"
+def _join(given: Sequence[str], workdir: str) -> str:
+    place = shlex.quote(workdir)
+    return (
+        f"# When all are over: mkdir -p {place} && cp -r {place}.block*/. {place}/\n"
+        f"# and, which joins them: {_command(_apart(given), shlex.quote(f'--workdir={workdir}'))}"
+    )
 
 
 def _slurm_blocks(given: Sequence[str], workdir: str) -> str:
-    place = f'--workdir={shlex.quote(workdir)}.block"$SLURM_ARRAY_TASK_ID"'
+    place = shlex.quote(f"--workdir={workdir}")
     command = "srun " + _command(_apart(given), place, f'--block="$SLURM_ARRAY_TASK_ID"/{BLOCKS}')
     return (
         "#!/bin/bash\n"
-        f"# One GPU for each of {BLOCKS} blocks of lanes; change both numbers for more.\n"
+        f"# One GPU for each of {BLOCKS} blocks of lanes, in one folder; change both numbers for more.\n"
         f"#SBATCH --array=0-{BLOCKS - 1}\n#SBATCH --ntasks=1\n#SBATCH --gpus-per-task=1\n#SBATCH --cpus-per-task=4\n"
-        f"{_LIMITS}{_merge(workdir)}\n{_AGAIN.format(command=command)}"
+        f"{_LIMITS}{_AGAIN.format(command=command)}"
     )
 
 
@@ -106,5 +110,5 @@ def _tpu_blocks(given: Sequence[str], workdir: str) -> str:
         f"# A block of lanes for each of {BLOCKS} TPU machines of a single host, all chips of which it uses.",
         *lines,
         "wait",
-        _merge(workdir),
+        _join(given, workdir),
     )

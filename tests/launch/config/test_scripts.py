@@ -71,10 +71,10 @@ def test_scripts_run_the_command_that_was_given(command, script):
     blocks = [values.block for values in found if values.block]
     if "slurm" in command and given.parallel != "batch":
         assert blocks == [f"2/{scripts.BLOCKS}"] and f"--array=0-{scripts.BLOCKS - 1}\n" in script
-    if blocks:
-        assert [values.workdir for values in found] == [f"{given.workdir}.block{b.partition('/')[0]}" for b in blocks]
+        assert [values.workdir for values in found] == [given.workdir]
     if "tpu" in command and blocks:
         assert blocks == [f"{i}/{scripts.BLOCKS}" for i in range(scripts.BLOCKS)]
+        assert [values.workdir for values in found] == [f"{given.workdir}.block{i}" for i in range(scripts.BLOCKS)]
 
 
 def test_slurm_scripts_stop_before_the_limit_and_go_on():
