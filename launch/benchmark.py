@@ -32,6 +32,7 @@ from launch.benchmarks.device_rates import (
     dtype_of,
     moved_by_step,
 )
+from launch.benchmarks.peaks import measured_peaks, memory_work
 from launch.benchmarks.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
 from launch.benchmarks.workloads import (
     BACKPROP,
@@ -50,10 +51,10 @@ from launch.benchmarks.workloads import (
 )
 from launch.cli import run_cli
 from launch.config.experiment import Plan
-from launch.engine.job_program import forward_multiplications, load_data
+from launch.engine.build import forward_multiplications, load_data
 from launch.engine.processes import enable_compilation_cache
 from launch.errors import InputError, unknown
-from launch.storage.machine import commit, machine, measured_peaks, memory_work, versions
+from launch.storage.machine import commit, machine, versions
 
 SCHEMA = 1
 Row = dict[str, Any]

@@ -35,9 +35,9 @@ from launch.errors import InputError
 from launch.figures.bodies import Moves, Panel, geoms_of, moving
 from launch.storage.bins import means, unpacked
 from launch.storage.checkpoint import Checkpoints, Saved
+from launch.storage.contents import first_good, lane_number, unit_of_lane, variables_of
 from launch.storage.durable import storing
 from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
-from launch.storage.states import first_good, lane_number, unit_of_lane, variables_of
 from plastic_jax.learners.ppo import Moments, deviation
 from tasks.base import Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment

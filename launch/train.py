@@ -32,10 +32,10 @@ from launch.config.syntax import (
     parse_step,
     with_settings,
 )
+from launch.engine.build import metric_names
 from launch.engine.checkpoint_policy import CheckpointPolicy
 from launch.engine.devices import Parallel
 from launch.engine.hosts import define_process_flags, is_first, join
-from launch.engine.job_program import metric_names
 from launch.engine.processes import enable_compilation_cache
 from launch.engine.resume import DETERMINISTIC, Resume
 from launch.engine.scheduler import ALL, parse_block, run

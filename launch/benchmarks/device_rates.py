@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from launch.benchmarks.timing import Spread, Table, often, spread, timed
 from launch.config.experiment import Plan
-from launch.engine.job_program import abstract_carry, job_program
+from launch.engine.build import abstract_carry, job_program
 
 CONVNET, RESNET, PPO = "convnet_lanes", "resnet_lanes", "ppo_lanes"
 PUBLISHED_LANE_STEPS = {CONVNET: 30 * 5_000 * 3_000, RESNET: 30 * 1_050_000, PPO: 30 * 20_000_000}

@@ -14,9 +14,9 @@ import numpy as np
 from launch.benchmarks.device_rates import CONVNET, PPO, RESNET
 from launch.config.experiment import Experiment, Plan, lane_keys, resolve
 from launch.config.registry import TASKS
-from launch.engine.job_program import hyper_arrays, job_program
+from launch.engine.build import hyper_arrays, job_program
+from launch.engine.lane_program import acting
 from launch.engine.loop import chunk_length, compiled_chunk, initial
-from launch.engine.programs import acting
 from launch.errors import InputError
 from tasks.base import Environment, Task
 from tasks.classes import ClassFacts

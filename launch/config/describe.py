@@ -12,7 +12,7 @@ from launch.config.experiment import Plan
 from launch.config.methods import METHODS, Choice, MethodSpec, Number
 from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_method, find_task
 from launch.config.syntax import Call
-from launch.engine.job_program import lane_memory, load_data, parameter_count, state_bytes
+from launch.engine.build import lane_memory, load_data, parameter_count, state_bytes
 from launch.engine.loop import chunk_lengths
 from launch.engine.unit_of_work import seconds_per_step, units_of
 from launch.errors import unknown

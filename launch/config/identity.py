@@ -1,14 +1,8 @@
-"""Names for things that are the same in every process, and differ where the things do."""
+"""Texts for things that are the same in every process, and differ where the things do."""
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
-
-import jax
-import numpy as np
-
-from plastic_jax.paths import leaf_names
 
 
 def text_of(value: Any) -> str:
@@ -26,13 +20,3 @@ def text_of(value: Any) -> str:
     if callable(value):
         return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)
-
-
-def digest_of(tree: Any) -> str:
-    """SHA-256 of all leaves with their names, kinds and shapes; empty for a tree without leaves."""
-    leaves, found = jax.tree.leaves(tree), hashlib.sha256()
-    for name, leaf in zip(leaf_names(tree), leaves, strict=True):
-        value = np.ascontiguousarray(leaf)
-        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        found.update(value.reshape(-1).view(np.uint8).data)
-    return found.hexdigest() if leaves else ""

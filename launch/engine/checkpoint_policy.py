@@ -11,8 +11,8 @@ import jax
 
 from launch.config.experiment import Job, Plan, lane_keys
 from launch.config.syntax import Every
-from launch.engine.job_program import hyper_arrays, load_data
-from launch.engine.programs import Program
+from launch.engine.build import hyper_arrays, load_data
+from launch.engine.lane_program import Program
 from launch.engine.unit_of_work import Unit
 from launch.errors import InputError
 from launch.storage.bins import Arrays, measured

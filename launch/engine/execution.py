@@ -12,15 +12,15 @@ import numpy as np
 
 from launch.config.experiment import Job, Lane, Plan, lane_keys
 from launch.engine import hosts
-from launch.engine.branching import source_lanes
+from launch.engine.build import hyper_arrays, job_program, load_data
 from launch.engine.checkpoint_policy import CheckpointPolicy, Place, Timer, abstract_lanes, store_of
 from launch.engine.devices import ONE_DEVICE, Devices, Parallel, part, put_data, put_lanes, put_state
-from launch.engine.job_program import hyper_arrays, job_program, load_data
+from launch.engine.lane_program import Program, continued
 from launch.engine.loop import RunState, compiled_chunk, initial, run_chunks
 from launch.engine.processes import Log, Report
-from launch.engine.programs import Program, continued
 from launch.engine.resume import entries_of
 from launch.engine.sinks import Curves
+from launch.engine.source_lanes import source_lanes
 from launch.engine.stopping import Stop, Stopped
 from launch.engine.unit_of_work import Unit
 from launch.storage.bins import Arrays, joined, measured, packed, unpacked

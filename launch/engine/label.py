@@ -11,10 +11,10 @@ import numpy as np
 
 from launch.config.experiment import Job, Lane, Plan
 from launch.config.syntax import without
+from launch.engine.build import data_digest
 from launch.engine.checkpoint_policy import CheckpointPolicy, ended, finished, forget, said_at_the_end
 from launch.engine.devices import ONE_DEVICE, Devices
-from launch.engine.job_program import data_digest
-from launch.engine.programs import task_key
+from launch.engine.lane_program import task_key
 from launch.engine.resume import Manner, Resume, differences, entries_of, identity, lanes_of, manner_here
 from launch.engine.unit_of_work import Unit, unit_of, units_of
 from launch.errors import InputError

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.engine.devices import Parallel, spread
-from launch.engine.programs import Metrics, Program
+from launch.engine.lane_program import Metrics, Program
 from launch.storage.bins import Bins, Mean, grown
 
 LONGEST_CHUNK = 10_000

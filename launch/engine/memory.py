@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from launch.engine.lane_program import Program
 from launch.engine.loop import chunk_of_steps
-from launch.engine.programs import Program
 from plastic_jax.units import jaxprs
 
 USABLE = 0.9

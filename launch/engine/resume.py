@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from launch.config.experiment import Job, Lane, Plan, experiment_of
 from launch.config.syntax import value_text
-from launch.engine.job_program import data_digest
+from launch.engine.build import data_digest
 from launch.errors import unknown
 
 Resume = Literal["auto", "never", "must"]

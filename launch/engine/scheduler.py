@@ -32,10 +32,10 @@ from launch.config.branch import check_readable
 from launch.config.experiment import Experiment, Plan, resolve
 from launch.config.syntax import Every
 from launch.engine import hosts
+from launch.engine.build import job_program, load_data
 from launch.engine.checkpoint_policy import DEFAULT, CheckpointPolicy, Place, ended, finished
 from launch.engine.devices import Devices, Parallel
 from launch.engine.execution import run_units
-from launch.engine.job_program import job_program, load_data
 from launch.engine.label import Label, find_label
 from launch.engine.processes import CONTEXT, Log, Messages, Report, enter, messages_to, one_thread_each
 from launch.engine.resume import Resume, check_resume

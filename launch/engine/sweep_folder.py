@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.config.experiment import Experiment, experiment_of
 from launch.config.syntax import parse_methods, without
-from launch.engine.job_program import state_bytes
+from launch.engine.build import state_bytes
 from launch.engine.label import Label
 from launch.engine.scheduler import Launch
 from launch.engine.unit_of_work import Unit

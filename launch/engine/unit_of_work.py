@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from launch.config.experiment import Job, Lane, Plan
-from launch.engine.job_program import forward_multiplications, lane_memory, parameter_count
+from launch.engine.build import forward_multiplications, lane_memory, parameter_count
 from launch.engine.loop import LONGEST_CHUNK, common_divisor
 from launch.engine.memory import device_budget, fitting
 

@@ -1,5 +1,6 @@
-"""Pytrees as named arrays in the host's memory, and back."""
+"""Pytrees as named arrays in host memory, and back; and hashes of them."""
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +51,16 @@ def with_keys(tree: Any, keys: Mapping[str, str]) -> Any:
 def checksum(value: np.ndarray) -> str:
     """CRC-32 of an array's numbers."""
     return f"{zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data):08x}"
+
+
+def digest_of(tree: Any) -> str:
+    """SHA-256 of all leaves with their names, kinds and shapes; empty for a tree without leaves."""
+    leaves, found = jax.tree.leaves(tree), hashlib.sha256()
+    for name, leaf in zip(leaf_names(tree), leaves, strict=True):
+        value = np.ascontiguousarray(leaf)
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        found.update(value.reshape(-1).view(np.uint8).data)
+    return found.hexdigest() if leaves else ""
 
 
 def is_empty(kind: str) -> bool:

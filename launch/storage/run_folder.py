@@ -241,7 +241,7 @@ def read_run(folder: Path | str, partial: bool = False) -> Run:
         if partial and "units" in meta:
             return _read_partial(folder, meta)
         if "units" in meta:
-            raise InputError(f"{folder}: not over yet; python -m launch.inspect {folder} says how far it is")
+            raise InputError(f"{folder}: not over yet; python -m launch.show {folder} says how far it is")
         raise InputError(f"{folder}: no {METRICS} in it; it holds {_contents(folder)}")
     arrays = _read(folder / METRICS, _load)
     problem = _misfit(meta, arrays)
@@ -269,7 +269,7 @@ def _read_partial(folder: Path, meta: dict[str, Any]) -> Run:
     if not bins:
         raise InputError(
             f"{folder}: under way, and no checkpoint holds a complete bin of {size} steps; "
-            f"python -m launch.inspect {folder} says how far it is"
+            f"python -m launch.show {folder} says how far it is"
         )
     metrics = {name: np.concatenate([part[name] for part in parts])[:, :bins] for name in parts[0]}
     progress = Progress(np.array(done, np.int64), total, len(meta["lanes"]))

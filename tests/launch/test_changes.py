@@ -9,12 +9,12 @@ import launch
 from launch.analysis.curves import curves
 from launch.config.describe import plan as described
 from launch.config.experiment import resolve, warnings
-from launch.engine.programs import task_key
+from launch.engine.lane_program import task_key
 from launch.errors import InputError
 from launch.figures import figure
 from launch.figures.style import lines
+from launch.storage.contents import first_good
 from launch.storage.run_folder import CHECKPOINTS, read_meta, read_run
-from launch.storage.states import first_good
 from tasks import brax_environment as module
 from tests.launch import tiny
 from tests.tasks.test_brax_environment import Counting

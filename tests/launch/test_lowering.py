@@ -10,8 +10,8 @@ import pytest
 
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import METHODS
+from launch.engine.build import abstract_carry, job_program
 from launch.engine.devices import AXIS, spread
-from launch.engine.job_program import abstract_carry, job_program
 from launch.engine.loop import chunk_of_steps
 from tests.launch import tiny
 

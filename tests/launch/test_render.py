@@ -22,8 +22,8 @@ from launch.errors import InputError
 from launch.figures import bodies
 from launch.figures.bodies import AWAY, CAPSULE, DEPTH, PLANE, RIGHT, SPHERE, UP, Geoms, Moves, Panel
 from launch.render import _finite, render
+from launch.storage.contents import first_good, variables_of
 from launch.storage.run_folder import CHECKPOINTS, read_meta, read_run, write_meta
-from launch.storage.states import first_good, variables_of
 from tasks.brax_environment import brax_environment
 from tests.launch import tiny
 

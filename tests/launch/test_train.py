@@ -16,7 +16,7 @@ from launch.config.syntax import with_settings
 from launch.engine import scheduler
 from launch.engine.resume import DETERMINISTIC, Manner, differences, manner_here
 from launch.errors import InputError
-from launch.inspect import define_flags as inspect
+from launch.show import define_flags as show
 from launch.storage.run_folder import read_meta, read_runs
 from tests.launch import tiny
 
@@ -99,7 +99,7 @@ def test_the_shell_sees_status_2_and_one_line(arguments, words, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "accepted"),
-    [("train", lambda: defined(train.define_flags)), ("sweep", sweep.accepted), ("inspect", lambda: defined(inspect))],
+    [("train", lambda: defined(train.define_flags)), ("sweep", sweep.accepted), ("show", lambda: defined(show))],
 )
 def test_help_shows_every_flag_that_the_command_accepts(name, accepted):
     call = [sys.executable, "-m", f"launch.{name}", "--help"]

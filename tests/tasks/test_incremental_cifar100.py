@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from launch.engine import loop
-from launch.engine.programs import supervised_program
+from launch.engine.lane_program import supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner
 from tasks.incremental_cifar100 import IncrementalCIFAR100, presentations, updates
 from tests.tasks.pictures import read, write

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from launch.engine import loop
-from launch.engine.programs import supervised_program
+from launch.engine.lane_program import supervised_program
 from plastic_jax.learners.supervised import SupervisedLearner
 from tasks.warm_start import WarmStart
 from tests.tasks.pictures import read, write

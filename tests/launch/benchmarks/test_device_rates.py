@@ -6,7 +6,7 @@ from launch import benchmark
 from launch.benchmarks.device_rates import CONVNET, PPO, RESNET, Peaks, beside_peaks, device_table, moved_by_step
 from launch.benchmarks.timing import Spread
 from launch.benchmarks.workloads import BACKPROP, CBP, device_groups
-from launch.engine.job_program import parameter_count
+from launch.engine.build import parameter_count
 
 
 def exactly(value):

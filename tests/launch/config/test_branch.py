@@ -10,8 +10,8 @@ import pytest
 import launch
 from launch.config.branch import Source, check_fits, find_source
 from launch.config.experiment import branched, resolve
-from launch.engine.branching import source_lanes
-from launch.engine.programs import continued
+from launch.engine.lane_program import continued
+from launch.engine.source_lanes import source_lanes
 from launch.errors import InputError
 from tests.launch import tiny
 
@@ -58,8 +58,8 @@ def test_the_optimizers_state_is_fresh_and_the_networks_are_not(source):
 
 def test_all_of_the_network_is_taken_over_and_nothing_of_the_optimizer(source):
     plan = resolve(tiny.experiment(methods="backprop(optimizer=momentum)"))
-    program = launch.engine.job_program.job_program(plan, plan.jobs[0])
-    hyper = launch.engine.job_program.hyper_arrays(plan.jobs[0], plan.jobs[0].lanes[:1])
+    program = launch.engine.build.job_program(plan, plan.jobs[0])
+    hyper = launch.engine.build.hyper_arrays(plan.jobs[0], plan.jobs[0].lanes[:1])
     one = jax.tree.map(lambda leaf: leaf[0], hyper)
     own, earlier = (program.init(jax.random.key(seed), one, ()) for seed in (0, 1))
     earlier = earlier._replace(learner=earlier.learner._replace(variables={"mean": 3.0}))

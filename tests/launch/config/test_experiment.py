@@ -10,7 +10,7 @@ import pytest
 from launch.config.experiment import Experiment, lane_keys, resolve, warnings
 from launch.config.methods import METHODS
 from launch.config.registry import TASKS
-from launch.engine.job_program import _as_it_is, _layout, forward_multiplications, job_program, parameter_count
+from launch.engine.build import _as_it_is, _layout, forward_multiplications, job_program, parameter_count
 from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks.convolutions import as_products

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from launch.config.identity import digest_of, text_of
+from launch.config.identity import text_of
 from launch.config.methods import METHODS
 from launch.engine import scheduler
 from launch.errors import InputError
+from launch.storage.leaves import digest_of
 from launch.storage.run_folder import DONE, METRICS, RUN, read_meta, read_run
 from tests.launch import tiny
 

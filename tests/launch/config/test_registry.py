@@ -13,7 +13,7 @@ from launch.config.methods import METHODS, OPTIMIZER
 from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_network, find_task
 from launch.config.syntax import parse_call
 from launch.engine import loop, work
-from launch.engine.job_program import hyper_arrays, job_program
+from launch.engine.build import hyper_arrays, job_program
 from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks import MLP, ConvNet, ResNet

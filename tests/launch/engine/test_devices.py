@@ -22,9 +22,9 @@ import pytest
 
 from launch import run
 from launch.config.experiment import Experiment, resolve
+from launch.engine.build import job_program
 from launch.engine.checkpoint_policy import abstract_data, abstract_lanes
 from launch.engine.devices import Devices, part, put_lanes, put_state
-from launch.engine.job_program import job_program
 from launch.engine.label import find_label
 from launch.engine.processes import enable_compilation_cache
 from launch.engine.stopping import Stop, Stopped

@@ -7,8 +7,8 @@ import pytest
 
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.engine import loop
-from launch.engine.job_program import hyper_arrays, job_program
-from launch.engine.programs import Program
+from launch.engine.build import hyper_arrays, job_program
+from launch.engine.lane_program import Program
 from launch.storage import bins
 from launch.storage.bins import Mean
 

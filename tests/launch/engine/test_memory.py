@@ -8,7 +8,7 @@ import pytest
 
 from launch.config.experiment import Experiment, resolve
 from launch.engine import unit_of_work
-from launch.engine.job_program import abstract_carry, job_program, lane_memory, load_data
+from launch.engine.build import abstract_carry, job_program, lane_memory, load_data
 from launch.engine.loop import compiled_chunk
 from launch.engine.memory import Memory, fitting, memory
 from tests.launch import tiny

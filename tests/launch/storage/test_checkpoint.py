@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from launch.config.experiment import Experiment, lane_keys, resolve
-from launch.engine.job_program import hyper_arrays, job_program
+from launch.engine.build import hyper_arrays, job_program
 from launch.errors import InputError
 from launch.storage import checkpoint, durable
 from launch.storage.checkpoint import ABOUT, ARRAYS, MANIFEST, STATE, Checkpoints, describe, structure, verify

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from launch.errors import InputError
-from launch.inspect import inspect
+from launch.show import show
+from launch.storage.contents import digests, lane_number, write_parameters
 from launch.storage.durable import StorageError
 from launch.storage.locks import locked
 from launch.storage.run_folder import CHECKPOINTS, DONE, METRICS, RUN
-from launch.storage.states import digests, lane_number, write_parameters
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def half(tmp_path):
 
 def test_a_finished_folder_is_told_by_label(finished):
     before = tiny.snapshot(finished)
-    text = inspect(finished)
+    text = show(finished)
     assert tiny.snapshot(finished) == before
     second, first = text.split("\n\n")
     assert first.startswith("plain: finished\n") and second.startswith("heavy: finished\n")
@@ -60,7 +60,7 @@ def test_a_finished_folder_is_told_by_label(finished):
     meta = json.loads((finished / "heavy" / RUN).read_text())
     assert meta["commit"] in second and f"jax {meta['versions']['jax']}" in second
     ages = re.compile(r"[\d.]+ seconds old")
-    assert ages.sub("", inspect(finished / "heavy")) == ages.sub("", second)
+    assert ages.sub("", show(finished / "heavy")) == ages.sub("", second)
 
 
 def test_hashes_tell_equal_runs_from_others(finished, tmp_path):
@@ -75,7 +75,7 @@ def test_hashes_tell_equal_runs_from_others(finished, tmp_path):
 
 
 def test_a_stopped_run_is_told_with_how_far_each_unit_is(half):
-    text = inspect(half)
+    text = show(half)
     assert text.startswith("backprop: stopped; the same command goes on\n")
     progress = re.search(r"progress: (\S+) % of the lane-steps; 1 of 2 units have all 60 steps", text)
     steps = [int(n) for n in re.findall(r"seeds \S+; (\d+) steps", text)]
@@ -89,7 +89,7 @@ def test_damage_and_saves_cut_short_are_told(half):
     tiny.damage(newest)
     (units[0] / ".77.123.tmp").mkdir()
     (units[0] / "88").mkdir()
-    text = inspect(half)
+    text = show(half)
     assert re.search(r"step 60: .* old, DAMAGED: arrays.npz is not as it was written", text)
     assert "saves under way, or cut short: .77.123.tmp" in text
     assert "step 88: DAMAGED: manifest.json is missing" in text
@@ -99,7 +99,7 @@ def test_damage_and_saves_cut_short_are_told(half):
 def test_who_runs_a_unit_is_told(half):
     unit = sorted({path.parent for path in tiny.checkpoints(half).values()})[0]
     with locked(unit / "LOCK"):
-        text = inspect(half)
+        text = show(half)
     assert text.startswith("backprop: running, 1 of 2 units at this moment\n")
     assert f"run by process {os.getpid()} on " in text
 
@@ -107,16 +107,16 @@ def test_who_runs_a_unit_is_told(half):
 def test_a_run_of_which_one_label_is_damaged_tells_the_others(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     (folder / "plain" / RUN).write_text("{")
-    second, first = inspect(folder).split("\n\n")
+    second, first = show(folder).split("\n\n")
     assert first.startswith("plain: ") and "cannot be read" in first and "\n" not in first
     assert second.startswith("heavy: finished")
     with pytest.raises(InputError, match="cannot be read"):
-        inspect(folder / "plain")
+        show(folder / "plain")
 
 
 def test_without_checkpoints(tmp_path):
     tiny.run(tiny.experiment(), tmp_path, policy=tiny.policy(keep=0))
-    text = inspect(tmp_path)
+    text = show(tmp_path)
     assert "finished" in text and "100 % of the lane-steps" in text and "no checkpoints" in text
     with pytest.raises(InputError, match="holds no good checkpoint"):
         write_parameters(tmp_path, "1", tmp_path / "file")
@@ -127,7 +127,7 @@ def test_without_checkpoints(tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=rf"{name}: no (such run folder|run in it)"):
-        inspect(tmp_path / name)
+        show(tmp_path / name)
 
 
 def test_the_parameters_of_a_lane_are_those_of_the_run(finished, tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_no_file_is_overwritten_and_a_place_that_cannot_be_written_is_told(finis
 
 
 def test_the_command(finished, tmp_path):
-    command = [sys.executable, "-m", "launch.inspect", str(finished / "heavy")]
+    command = [sys.executable, "-m", "launch.show", str(finished / "heavy")]
     done = subprocess.run([*command, "--parameters=1", f"--out={tmp_path / 'file'}"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{tmp_path / 'file'}\n", b"")
     done = subprocess.run([*command, "--out=x"], cwd=ROOT, capture_output=True, text=True)
@@ -194,5 +194,5 @@ def test_the_command(finished, tmp_path):
 def test_a_run_on_its_way_to_a_longer_end_says_of_how_many_steps(tmp_path):
     tiny.run(tiny.experiment(steps=20), tmp_path)
     assert tiny.stopped(tiny.experiment(steps=60), tmp_path, 4)
-    assert "0 of 1 units have all 60 steps" in inspect(tmp_path)
+    assert "0 of 1 units have all 60 steps" in show(tmp_path)
     assert (tmp_path / "backprop" / DONE).exists() and (tmp_path / "backprop" / METRICS).exists()

@@ -9,8 +9,8 @@ import numpy as np
 
 from launch.config.branch import Source
 from launch.config.experiment import experiment_of, resolve
+from launch.engine.build import job_program
 from launch.engine.checkpoint_policy import abstract_data, abstract_lanes
-from launch.engine.job_program import job_program
 from launch.engine.resume import lanes_of
 from launch.engine.unit_of_work import Unit
 from launch.storage.bins import Bins, Mean, joined, unpacked

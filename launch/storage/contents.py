@@ -1,4 +1,4 @@
-"""What lies in checkpoints, read without building a program: one lane's network, and hashes of whole states."""
+"""Contents of checkpoints, read without building a program: one lane's network, and hashes of whole states."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.config.identity import digest_of
 from launch.errors import InputError
 from launch.storage.checkpoint import Checkpoints, Saved, describe
 from launch.storage.durable import storing
+from launch.storage.leaves import digest_of
 from launch.storage.run_folder import RUN, label_folders, read_meta, seeds_text, unit_folders
 
 PARAMS, VARIABLES = "learner/params/", "learner/variables/"

@@ -1,6 +1,6 @@
 """Say what a run folder holds: settings, progress, lanes, checkpoints; and write one lane's network to a file.
 
-    python -m launch.inspect DIR [--digest] [--parameters=LANE] [--out=FILE]
+    python -m launch.show DIR [--digest] [--parameters=LANE] [--out=FILE]
 
 DIR is a folder of runs or one of them, finished or on its way. LANE is a seed, or `#I` for lane number I from 0 on in
 the order of `run.json`, where several lanes have that seed. The file holds the Flax variables of the lane's newest good
@@ -18,9 +18,9 @@ from absl import flags
 from launch.cli import run_cli
 from launch.errors import InputError
 from launch.storage.checkpoint import ARRAYS, TEMPORARY, describe, verify
+from launch.storage.contents import digests, numbers_text, numbers_that_differ, write_parameters
 from launch.storage.locks import LOCK, holder
 from launch.storage.run_folder import label_folders, lanes_by_unit, number_texts, read_meta, seeds_text, unit_folders
-from launch.storage.states import digests, numbers_text, numbers_that_differ, write_parameters
 from launch.texts import size_text, time_text
 
 SHOWN_VALUES = 6
@@ -52,7 +52,7 @@ class UnitFound(NamedTuple):
         return next((one for one in reversed(self.checkpoints) if not one.problem), None)
 
 
-def inspect(directory: Path | str) -> str:
+def show(directory: Path | str) -> str:
     """What the runs in `directory` are and how far they have come; every checkpoint is verified.
 
     Raises:
@@ -198,13 +198,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: prints what there is, or writes one lane's network and prints where."""
     if len(arguments) != 1:
-        raise InputError(f"launch.inspect: {len(arguments)} folders given, one is needed: python -m launch.inspect DIR")
+        raise InputError(f"launch.show: {len(arguments)} folders given, one is needed: python -m launch.show DIR")
     if values.parameters is not None:
         print(write_parameters(arguments[0], values.parameters, values.out))
         return
     if values.out is not None:
         raise InputError("--out: needs --parameters=LANE")
-    print("\n".join(digests(arguments[0])) if values.digest else inspect(arguments[0]))
+    print("\n".join(digests(arguments[0])) if values.digest else show(arguments[0]))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import launch
 from launch.analysis.curves import caption
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS
-from launch.engine.job_program import hyper_arrays, job_program
+from launch.engine.build import hyper_arrays, job_program
+from launch.engine.lane_program import supervised_program
 from launch.engine.loop import chunk_of_steps
-from launch.engine.programs import supervised_program
 from launch.errors import InputError
 from launch.storage.bins import Mean
 from launch.storage.run_folder import read_meta, read_run

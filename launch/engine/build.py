@@ -1,4 +1,4 @@
-"""The program of a job: task, network, method and learner put together, and what can be asked of it uncompiled."""
+"""Building the program of a job from task, network, method and learner; and what is known of it uncompiled."""
 
 import functools
 import inspect
@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from launch.config.experiment import Job, Lane, Plan
-from launch.config.identity import digest_of
 from launch.config.methods import BuildContext, Number
+from launch.engine.lane_program import Program, acting, ppo_program, supervised_program
 from launch.engine.loop import measured
 from launch.engine.memory import Memory, memory
-from launch.engine.programs import Program, acting, ppo_program, supervised_program
 from launch.errors import InputError
+from launch.storage.leaves import digest_of
 from plastic_jax.learners.ppo import PPO, ppo_units
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
 from plastic_jax.networks.convolutions import as_products
