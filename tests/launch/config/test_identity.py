@@ -103,11 +103,11 @@ def racing(monkeypatch, other):
     check = scheduler._check
 
     def slow(*arguments):
-        monkeypatch.setattr(scheduler, "check", check)
+        monkeypatch.setattr(scheduler, "_check", check)
         other()
         return check(*arguments)
 
-    monkeypatch.setattr(scheduler, "check", slow)
+    monkeypatch.setattr(scheduler, "_check", slow)
 
 
 def test_what_another_launch_has_written_meanwhile_is_not_overwritten(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import pytest
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS, OPTIMIZER
 from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_network, find_task
-from launch.config.syntax import parse_call
-from launch.engine import loop, work
+from launch.config.syntax import Every, parse_call
+from launch.engine import execution, loop
 from launch.engine.build import hyper_arrays, job_program
+from launch.engine.checkpoint_policy import CheckpointPolicy, Place
 from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks import MLP, ConvNet, ResNet
@@ -143,13 +144,15 @@ def test_a_tasks_presets_come_before_the_settings_that_are_typed():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch):
+def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path):
     """Two values of every hyperparameter at once, in several batches: one trace, one program."""
     numbers = METHODS[name].numbers
     traced, compiled = [], []
     chunk, compile_chunk = loop.chunk_of_steps, loop.compiled_chunk
     monkeypatch.setattr(loop, "chunk_of_steps", lambda *arguments: traced.append(1) or chunk(*arguments))
-    monkeypatch.setattr(work, "compiled_chunk", lambda *what: compiled.append(compile_chunk(*what)) or compiled[-1])
+    monkeypatch.setattr(
+        execution, "compiled_chunk", lambda *what: compiled.append(compile_chunk(*what)) or compiled[-1]
+    )
     sweep = tuple(f"{n}={_two_values(number)}" for n, number in numbers.items())
     lanes = 2 ** len(numbers)
     plan = resolve(
@@ -160,7 +163,7 @@ def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch
     units = units_of(plan, plan.jobs[0], "cpu")
     assert [unit.size for unit in units] == [lanes // 2] * 2
     for unit in units:
-        arrays = work.run_unit(plan, unit)
+        (arrays,) = execution.run_units(plan, [unit], Place(tmp_path, CheckpointPolicy(Every())))
         assert not arrays["diverged"].any()
         assert all(np.isfinite(values).all() for values in arrays.values())
     assert len(traced) == 1

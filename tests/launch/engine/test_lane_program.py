@@ -304,7 +304,7 @@ class Normalised(nn.Module):
 
 
 def test_a_network_that_normalises_by_its_own_part_of_a_batch_is_refused():
-    network = "tests.launch.engine.test_programs:Normalised"
+    network = "tests.launch.engine.test_lane_program:Normalised"
     plan = resolve(Experiment(tiny.TASK, "backprop", (0,), steps=20, network=network))
     job_program(plan, plan.jobs[0])
     with pytest.raises(InputError, match=r"--parallel=batch: Normalised .*axis_name"):
