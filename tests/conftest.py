@@ -1,6 +1,10 @@
 """What every test shares: one thread per worker, compiled programs kept between runs, the recorded traces."""
 
+import ctypes
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,9 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+MOST_BYTES = 10**9
+"""Memory from which on a worker gives compiled programs back."""
+
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 
@@ -29,3 +36,23 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"RECORDED TRACES NOT TESTED: not found: {GOLDEN}")
     return GOLDEN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_given_back() -> Iterator[None]:
+    """Programs that a module has compiled are of no use to the others, and would pile up to gigabytes in a worker."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None and _resident_bytes() > MOST_BYTES:
+        jax.clear_caches()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where /proc does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
