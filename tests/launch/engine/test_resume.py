@@ -131,20 +131,21 @@ def test_stopped_at_every_chunk_one_after_the_other(whole, tmp_path):
     tiny.assert_same_ends(tmp_path, whole(steps=30))
 
 
-def test_two_workers_with_biographies_stopped_and_gone_on_by_one(tmp_path):
+def test_two_workers_with_replacement_logs_stopped_and_gone_on_by_one(tmp_path):
+    """Of so many chunks that the word to stop comes before the end."""
     asked = Experiment(
         "slowly_changing_regression(change_every=20)",
         "continual_backprop(maturity_threshold=3,replacement_rate=0.2,history=20)",
         (0, 1, 2),
-        steps=50,
-        bin=20,
+        steps=3000,
+        bin=1000,
         chunk=5,
         lanes_per_batch=2,
         network="mlp(widths=(4,))",
     )
-    tiny.run(asked, tmp_path / "whole")
-    assert tiny.stopped(asked, tmp_path / "cut", 9, workers=2)
-    runs = tiny.run(asked, tmp_path / "cut")
+    tiny.run(asked, tmp_path / "whole", policy=tiny.policy(1000))
+    assert tiny.stopped(asked, tmp_path / "cut", 9, workers=2, policy=tiny.policy(1000))
+    runs = tiny.run(asked, tmp_path / "cut", policy=tiny.policy(1000))
     assert (runs["continual_backprop"].lives["step"] > 0).any()
     tiny.assert_same_ends(tmp_path / "cut", tmp_path / "whole")
 
