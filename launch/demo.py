@@ -88,7 +88,7 @@ def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
     step_size = runs["backprop"].lanes[0]["hyper"]["step_size"]
     told = {"backprop": f"step size {step_size:g}", "best_step_size": f"step size {BEST_STEP_SIZE:g}"}
     shown = {**runs, "rescue": _after(runs["rescue"], half)}
-    drawn = lines([dataclasses.replace(c, setting=told.get(c.run.label, "")) for c in curves(shown)])
+    drawn = lines([dataclasses.replace(c, own=told.get(c.run.label, "")) for c in curves(shown)])
     compared = [line for line in drawn if line.curve.run.label != "rescue"]
     inside = [line for line in compared if line.curve.run.label != "linear"]
     together = ("backprop", "rescue", "continual_backprop", *BASELINES)
@@ -105,7 +105,8 @@ def draw(runs: dict[str, Run], half: int, path: Path) -> Path:
         ax.set_title(title, fontsize=10, loc="left", color=INK)
     figure.legend_below(drawing, axes)
     told_of = [runs[name] for name in (*COMPARED, *BASELINES)]
-    figure.add_caption(drawing, caption(told_of, curves(told_of)))
+    drawn_of = [dataclasses.replace(curve, setting="") for curve in curves(told_of)]  # the legend names step sizes
+    figure.add_caption(drawing, caption(told_of, drawn_of))
     return figure.save(drawing, path)
 
 

@@ -33,16 +33,25 @@ def read(directories: Sequence[Path | str] | Path | str, command: str = "plot") 
 
 @dataclass(frozen=True)
 class Curve:
-    """Lanes of one run that share a line: its label, and the settings that tell it from others."""
+    """Lanes of one run that share a line: its label, and the settings that tell it from others.
+
+    `setting` has all that differ from those of other curves, `own` only what tells curves of the same label apart.
+    """
 
     run: Run
     lanes: np.ndarray
     setting: str = ""
+    own: str = ""
 
     @property
     def name(self) -> str:
-        """Label and setting, as legends and tables write them."""
+        """Label and setting, as tables write them."""
         return self.run.label.replace("_", " ") + (f", {self.setting}" if self.setting else "")
+
+    @property
+    def short_name(self) -> str:
+        """Label and what tells it from others of the label, as legends write them."""
+        return self.run.label.replace("_", " ") + (f", {self.own}" if self.own else "")
 
     @property
     def seeds(self) -> np.ndarray:
@@ -90,7 +99,7 @@ def curves(runs: Mapping[str, Run] | Iterable[Run]) -> list[Curve]:
     """One curve per run and group of hyperparameters, baselines last, each told from the others by its name."""
     runs = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
     found = [Curve(run, lanes) for run in runs for _, lanes in run.settings_groups()]
-    found = [replace(curve, setting=text) for curve, text in zip(found, _settings(found), strict=True)]
+    found = [replace(curve, setting=text, own=own) for curve, (text, own) in zip(found, _settings(found), strict=True)]
     return sorted(found, key=lambda curve: baseline(curve.run) is not None)
 
 
@@ -130,8 +139,10 @@ def _arguments(key: str, value: str) -> dict[str, Any]:
     return {key: call.func.id, **own}
 
 
-def _settings(found: list[Curve]) -> list[str]:
+def _settings(found: list[Curve]) -> list[tuple[str, str]]:
     """Per curve the settings that differ among curves of the same label, of the same method, and, if shared, of all.
+
+    And those that differ among curves of the same label alone.
 
     A method's own settings tell it from no other method, whose name does so. The linear baseline differs from all
     others in its network by what it is: it is compared with its like only. A value that is the label is not repeated.
@@ -140,7 +151,7 @@ def _settings(found: list[Curve]) -> list[str]:
     labels = [curve.run.label for curve in found]
     methods = [None if baseline(curve.run) == "linear" else curve.run.meta["method"] for curve in found]
     others = [each for each, method in zip(attributes, methods, strict=True) if method is not None]
-    texts = []
+    texts, short = [], []
     for label, method, own in zip(labels, methods, attributes, strict=True):
         same = [each for other, each in zip(labels, attributes, strict=True) if other == label]
         like = [each for other, each in zip(methods, attributes, strict=True) if other == method]
@@ -150,8 +161,10 @@ def _settings(found: list[Curve]) -> list[str]:
             if str(own[key]) != label
             and (_varies(key, same) or (method is not None and _differs(key, others if _is_shared(key) else like)))
         ]
-        texts.append(", ".join(setting_text(key, own[key], [each.get(key) for each in attributes]) for key in names))
-    return _unique(found, labels, texts)
+        words = {key: setting_text(key, own[key], [each.get(key) for each in attributes]) for key in names}
+        texts.append(", ".join(words.values()))
+        short.append(", ".join(text for key, text in words.items() if _varies(key, same)))
+    return list(zip(_unique(found, labels, texts), _unique(found, labels, short), strict=True))
 
 
 def _is_shared(key: str) -> bool:
@@ -293,7 +306,7 @@ def caption(runs: Mapping[str, Run] | Iterable[Run], drawn: Sequence[Curve] = ()
     network += [setting_text(key, equal.pop(key)) for key in list(equal) if key.startswith("network.")]
     parts = [
         str(equal.pop("task", "several tasks")).replace("_", " ") + f": {note}" * bool(note),
-        f"{equal.pop('preset')} preset" if "preset" in equal else "",
+        f"{equal.pop('preset')} preset".replace("_", " ") if "preset" in equal else "",
         f"{steps:,} steps" if isinstance(steps, int) else "",
         f"network: {', '.join(network)}" if network else "",
         seeds[0] if len(seeds) == 1 else "seeds differ between runs",
@@ -301,7 +314,16 @@ def caption(runs: Mapping[str, Run] | Iterable[Run], drawn: Sequence[Curve] = ()
         *dict.fromkeys(f"{run.label.replace('_', ' ')} is {run.progress}" for run in runs if run.progress),
     ]
     rest = ", ".join(setting_text(key, value) for key, value in equal.items())
-    return "; ".join(filter(None, parts)) + (f". {rest[:1].upper()}{rest[1:]}." if rest else ".")
+    told = "; ".join(filter(None, parts)) + (f". {rest[:1].upper()}{rest[1:]}." if rest else ".")
+    unlike = dict.fromkeys(
+        f"{curve.run.label.replace('_', ' ')}: {text}" for curve in drawn if (text := _unsaid(curve))
+    )
+    return told + f" Settings that differ: {'; '.join(unlike)}." * bool(unlike)
+
+
+def _unsaid(curve: Curve) -> str:
+    """What of a curve's setting its short name does not say."""
+    return ", ".join(text for text in curve.setting.split(", ") if text and text not in curve.own.split(", "))
 
 
 def tuned_on(runs: Iterable[Run]) -> list[str]:

@@ -189,7 +189,13 @@ def takes_best_epoch(run: Run, metric: str) -> bool:
 def _worded(found: Sequence[Curve]) -> list[Curve]:
     """The curves, with words for the setting that makes increments longer."""
     return [
-        replace(curve, setting=curve.setting.replace("cumulative", _LONGER)) if is_longer(curve.run) else curve
+        replace(
+            curve,
+            setting=curve.setting.replace("cumulative", _LONGER),
+            own=", ".join(dict.fromkeys([*filter(None, [curve.own.replace("cumulative", _LONGER)]), _LONGER])),
+        )
+        if is_longer(curve.run)
+        else curve
         for curve in found
     ]
 

@@ -14,7 +14,7 @@ from launch.analysis.long_table import STARTS, late_mean
 from launch.analysis.metrics import MetricStyle, default_metric, metric_style
 from launch.analysis.statistics import FEW, interval
 from launch.errors import InputError, unknown
-from launch.figures.style import GREY, INK, PALE, Line, label_colours
+from launch.figures.style import GREY, INK, PALE, STYLES, Line, label_colours, shades_of
 from launch.storage.run_folder import Run
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
+CONDITION = "condition"
 MOST_LINES = 8
 """Lines in a panel; more go into further panels."""
 FEW_POINTS = 12
 FEWEST_LETTERS = 20
 MOST_VALUES = 12
 REACH = 5.0  # what lies this many times further from the best than the median is marked at the edge, not shown
+FLAT = 20  # a line is far off where all others would share less than one part of so many
 NEAR = 0.75  # of the best: what is no further from it always lies on the axis
 
 
@@ -80,7 +82,7 @@ def draw_metric(ax: "Axes", found: Sequence[Line], metric: str) -> list[Line]:
         values = line.curve.values(metric)
         known = np.isfinite(values).any(axis=0)
         x, values = _positions(line.curve.run, by_task)[known], values[:, known]
-        spread.append((line, x, *_draw_seeds(ax, line, x, values, style)))
+        spread.append((line, x, *_draw_seeds(ax, line, x, values, metric)))
     ax.set_ylabel(_axis_label(metric, drawn), fontsize=10, color=INK)
     _fit_scale(ax, spread, style)
     if by_task:
@@ -92,18 +94,20 @@ def draw_metric(ax: "Axes", found: Sequence[Line], metric: str) -> list[Line]:
     return drawn
 
 
-def _draw_seeds(ax: "Axes", line: Line, x: np.ndarray, values: np.ndarray, style: MetricStyle) -> list[np.ndarray]:
+def _draw_seeds(ax: "Axes", line: Line, x: np.ndarray, values: np.ndarray, metric: str) -> list[np.ndarray]:
     """Mean of `values` [lane, point], and band or seeds; the mean and the ends of what is drawn, [point] each."""
     look = {"color": line.colour, "linestyle": line.style}
     mean, low, high = interval(values)
     mark = "o" if len(x) <= FEW_POINTS else None
-    ax.plot(x, mean, label=line.label, zorder=line.above, linewidth=1.6, marker=mark, markersize=3, **look)
-    if len(values) < FEW:
+    # Every seed has conditions of its own, and their mean is none that any has met.
+    shown = np.full_like(mean, np.nan) if metric == CONDITION and len(values) > 1 else mean
+    ax.plot(x, shown, label=line.label, zorder=line.above, linewidth=1.6, marker=mark, markersize=3, **look)
+    if len(values) < FEW or metric == CONDITION:
         for seed in values if len(values) > 1 else ():
             ax.plot(x, seed, linewidth=0.6, alpha=0.55, marker=mark, markersize=1.5, zorder=line.above - 1.5, **look)
         present = np.where(np.isfinite(values), values, mean)
         return [mean, present.min(axis=0, initial=np.inf), present.max(axis=0, initial=-np.inf)]
-    low, high = np.clip(low, *style.bounds), np.clip(high, *style.bounds)
+    low, high = (np.clip(end, *metric_style(metric).bounds) for end in (low, high))
     if len(x) == 1:
         ax.errorbar(x, mean, np.abs([mean - low, high - mean]), color=line.colour, capsize=3, linewidth=1.2)
     ax.fill_between(x, low, high, color=line.colour, alpha=0.18, linewidth=0, zorder=line.above - 1.5)
@@ -134,19 +138,23 @@ def reach(cost: np.ndarray) -> float:
 
 
 def _fit_scale(ax: "Axes", spread: Sequence[tuple[Any, ...]], style: MetricStyle) -> None:
-    """Limits of the axis that hold all but what lies far off, which is marked at the edge; none beyond the bounds."""
+    """Limits of the axis that hold all but what lies far off, which is marked at the edge; none beyond the bounds.
+
+    A line lies far off where it would press all others into a twentieth of the axis; a point, where it is further from
+    the middle 98 % of what is drawn than these are wide.
+    """
     spread = [each for each in spread if len(each[1])]
+    if not spread:
+        return
     sign = 1 if style.better == "lower" else -1
     levels = np.array([sign * np.nanmedian(mean) for _, _, mean, _, _ in spread])
     kept = [ends for ends, level in zip(spread, levels, strict=True) if level <= reach(levels)]
-    if not kept:
-        return
-    values = np.concatenate([np.concatenate(each[2:]) for each in kept])
-    values = values[np.isfinite(values)]
+    if np.ptp(_drawn(spread)) <= FLAT * np.ptp(_drawn(kept)):
+        kept = spread
+    values = _drawn(kept)
     least, most = np.percentile(values, [1, 99])
     low, high = max(values.min(), least - (most - least)), min(values.max(), most + (most - least))
-    drawn = np.concatenate([np.concatenate(each[2:4]) for each in spread])
-    if np.nanmin(drawn) < low or np.nanmax(drawn) > high or len(kept) < len(spread):
+    if values.min() < low or values.max() > high or len(kept) < len(spread):
         room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         ax.set_ylim(low - room, high + room)
     bottom, top = ax.get_ylim()
@@ -157,6 +165,12 @@ def _fit_scale(ax: "Axes", spread: Sequence[tuple[Any, ...]], style: MetricStyle
         for where, above in ((np.nanargmax(mean), True), (np.nanargmin(mean), False)):
             if (mean[where] > ax.get_ylim()[1]) if above else (mean[where] < ax.get_ylim()[0]):
                 mark_beyond(ax, float(x[where]), float(mean[where]), line.colour)
+
+
+def _drawn(spread: Sequence[tuple[Any, ...]]) -> np.ndarray:
+    """Everything finite that is drawn: means, and ends of bands or of seeds."""
+    values = np.concatenate([np.concatenate(each[2:]) for each in spread])
+    return values[np.isfinite(values)]
 
 
 def mark_beyond(ax: "Axes", x: float, value: float, colour: Any) -> None:
@@ -176,7 +190,7 @@ def mark_beyond(ax: "Axes", x: float, value: float, colour: Any) -> None:
 def _axis_label(metric: str, drawn: Sequence[Line]) -> str:
     """The metric's; of what changes, what that is where all curves agree."""
     changes = {line.curve.run.meta["settings"].get("task.change") for line in drawn}
-    if metric == "condition" and len(changes) == 1 and None not in changes:
+    if metric == CONDITION and len(changes) == 1 and None not in changes:
         return str(changes.pop()).replace("_", " ")
     return metric_style(metric).label
 
@@ -220,10 +234,11 @@ def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str) -> 
             points.setdefault(label, []).append((curve.hyper[name], late_mean(curve, metric).to_numpy()))
     if not points:
         raise unknown("--against", name, {key for curve in found for key in curve.hyper})
-    colours = label_colours(methods.values())
-    for label, each in points.items():
-        colour, dashes = colours[methods[label][0]]
-        draw_points(ax, sorted(each, key=lambda point: point[0]), style, color=colour, label=label, linestyle=dashes)
+    for own, (colour, _) in label_colours(methods.values()).items():
+        labels = [label for label, (name, _) in methods.items() if name == own]
+        for i, (label, shade) in enumerate(zip(labels, shades_of(colour, len(labels)), strict=True)):
+            look = {"color": shade, "linestyle": STYLES[i % len(STYLES)], "label": label}
+            draw_points(ax, sorted(points[label], key=lambda point: point[0]), style, **look)
     if min(x for each in points.values() for x, _ in each) > 0:
         ax.set_xscale("log")
     ax.set_xlabel(name.replace("_", " "), fontsize=10, color=INK)

@@ -48,7 +48,7 @@ class Line(NamedTuple):
     @property
     def label(self) -> str:
         """What the legend says."""
-        return f"{self.curve.name} ({self.curve.note})"
+        return f"{self.curve.short_name} ({self.curve.note})"
 
     @property
     def above(self) -> int:
@@ -65,7 +65,7 @@ def lines(found: Sequence[Curve]) -> list[Line]:
     looks: dict[int, tuple[Any, Any]] = {}
     for label, members in by_label.items():
         base, style = BASELINES.get(label) or colours[label]
-        shades = _shades(base, len(members), alone=len(by_label) == 1 and label in colours)
+        shades = shades_of(base, len(members), len(by_label) == 1 and label in colours, label in BASELINES)
         for place, index in enumerate(members):
             looks[index] = (shades[place], style if style != "-" else STYLES[place % 4 if len(members) <= 4 else 0])
     return [Line(curve, *looks[i]) for i, curve in enumerate(found)]
@@ -95,8 +95,8 @@ def label_colours(labels: Iterable[tuple[str, str]]) -> dict[str, tuple[str, Any
     return chosen
 
 
-def _shades(base: str, number: int, alone: bool) -> list[Any]:
-    """`number` shades of a colour from light to dark; a sweep of a single label has the whole range from a map."""
+def shades_of(base: str, number: int, alone: bool = False, lighter: bool = False) -> list[Any]:
+    """`number` shades of a colour from light to dark, or to the colour itself; alone, the whole range of a map."""
     import matplotlib
     from matplotlib.colors import to_rgb
 
@@ -105,5 +105,5 @@ def _shades(base: str, number: int, alone: bool) -> list[Any]:
     if alone and number > 2:
         return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, number)))
     colour = np.array(to_rgb(base))
-    amounts = np.linspace(0.45, -0.45, number)
+    amounts = np.linspace(0.7, 0.0, number) if lighter else np.linspace(0.45, -0.45, number)
     return [tuple(colour + (1 - colour) * a if a > 0 else colour * (1 + a)) for a in amounts]

@@ -292,6 +292,31 @@ def test_no_two_lines_look_alike(tmp_path):
     assert len(set(looks)) == 10
 
 
+def test_the_legend_has_names_and_the_caption_the_settings(tmp_path):
+    for label, b1 in (("standard", 0.9), ("tuned_adam", 0.99)):
+        write(tmp_path, label, np.ones((3, 2)), hypers=[{"b1": b1}], method="backprop")
+    found = curves(read_runs(tmp_path))
+    assert [line.label for line in lines(found)] == ["standard (3 seeds)", "tuned adam (3 seeds)"]
+    assert [curve.name for curve in found] == ["standard, b1 0.9", "tuned adam, b1 0.99"]
+    assert caption(read_runs(tmp_path), found).endswith("Settings that differ: standard: b1 0.9; tuned adam: b1 0.99.")
+
+
+def test_conditions_are_drawn_seed_by_seed_without_a_mean(tmp_path):
+    write(tmp_path, "standard", np.arange(24.0).reshape(6, 4), seeds=range(6), metric="condition")
+    mean, *seeds = drawn(read_runs(tmp_path), "condition").get_lines()
+    assert np.isnan(mean.get_ydata()).all() and len(seeds) == 6
+
+
+def test_lines_against_a_number_look_different(tmp_path):
+    hypers = [{"rate": rate, "step_size": size} for rate in (0.1, 0.2) for size in (1.0, 2.0, 3.0)]
+    write(tmp_path, "m", np.ones((18, 4)), hypers=hypers)
+    _, (ax,) = figure.new_figure()
+    figure.draw_against(ax, curves(read_runs(tmp_path)), "squared_error", "rate")
+    named = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in named] == [f"m, step size {size}" for size in (1, 2, 3)]
+    assert len({(str(line.get_color()), line.get_linestyle()) for line in named}) == 3
+
+
 def test_settings_within_a_network_are_named_by_what_differs(tmp_path):
     for activation in ("relu", "tanh"):
         network = f"MLP(widths=(5, 5), outputs=1, activation='{activation}')"
