@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is read is bit for bit what was saved, or it is not read. The only file that knows orbax.
+"""Checkpoints on disk: what is read is bit for bit what was saved, or it is not read.
 
 `folder/<step>/` is one checkpoint: `state/` (orbax, the leaves of a pytree by name), `arrays.npz` (numpy arrays as they
 are), `about.json` (what the caller says, `structure`, `versions`, `written`) and `manifest.json` (SHA-256 of every
@@ -13,7 +13,6 @@ import functools
 import importlib.metadata
 import itertools
 import json
-import logging
 import os
 import platform
 import re
@@ -33,6 +32,7 @@ from launch.errors import InputError
 from launch.storage.durable import StorageError, make_folder, publish, storing, why
 from launch.storage.leaves import checksum, is_empty, on_host, rebuilt, structure
 from launch.storage.seal import MANIFEST, and_more, facts_of, files_in, seal, verify
+from launch.storage.state_files import read_state, write_state
 
 STATE, ARRAYS, ABOUT = "state", "arrays.npz", "about.json"
 ADDED = ("structure", "keys", "versions", "written")  # what saving puts into `about`
@@ -299,7 +299,7 @@ def _write_files(folder: Path, contents: _Contents) -> None:
     folder.mkdir()
     _require_space(folder, sum(value.nbytes for value in (*contents.leaves.values(), *contents.arrays.values())))
     leaves = {name: checksum(value) for name, value in contents.leaves.items()}
-    _write_state(folder / STATE, contents.leaves)
+    write_state(folder / STATE, contents.leaves)
     # Read back at once, since older checkpoints go when this one has its name.
     _restored(folder / STATE, {name: leaves[name] for name, value in contents.leaves.items() if value.size})
     with zipfile.ZipFile(folder / ARRAYS, "w") as archive:
@@ -346,7 +346,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _restored(path: Path, checksums: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The leaves of these names; ValueError where one is not what its checksum says."""
-    leaves = _read_state(path, checksums)
+    leaves = read_state(path, checksums)
     wrong = [name for name, expected in checksums.items() if checksum(leaves[name]) != expected]
     if wrong:
         raise ValueError(f"orbax gives other numbers for {wrong[0]} than were saved{and_more(wrong)}")
@@ -370,52 +370,6 @@ def _require_same(path: Path, about: Mapping[str, Any], wanted: Mapping[str, str
     others = [f"{name} {old} (now {now.get(name)})" for name, old in about["versions"].items() if now.get(name) != old]
     written = f"; written with {', '.join(others)}" if others else ""
     raise InputError(f"{path}: holds another structure than this program needs: {shown}{more}{written}")
-
-
-def _write_state(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    stored = {_stored(name): value for name, value in leaves.items() if value.size}
-    if not stored:  # orbax refuses a tree without leaves, and arrays without numbers
-        return
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path.absolute(), args=_orbax().args.PyTreeSave(stored))
-
-
-def _read_state(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    wanted = {_stored(name): 0 for name in names}
-    if not wanted:
-        return {}
-    ocp = _orbax()
-    how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
-    with _checkpointer() as checkpointer:
-        restored = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=wanted, restore_args=how))
-    return {name: restored[_stored(name)] for name in names}
-
-
-def _checkpointer() -> Any:
-    """orbax for this process alone: where several processes run one program, it would wait for all of them."""
-    ocp, this = _orbax(), jax.process_index()
-    options = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        options = ocp.options.MultiprocessingOptions(
-            primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process {this}"
-        )
-    # Random numbers compress by a tenth and take three times as long.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-@functools.cache
-def _orbax() -> Any:
-    """orbax, imported where it is used, since that takes most of a second."""
-    import orbax.checkpoint
-
-    # Its threads log what fails with a long traceback; it is raised as well, and told in one line.
-    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-    return orbax.checkpoint
-
-
-def _stored(name: str) -> str:
-    return name or "leaf"  # the name of a tree that is a single leaf is empty
 
 
 def _another_alive(process: int) -> bool:

@@ -210,7 +210,7 @@ def contents(path):
     assert checkpoint.verify(path) == ""
     about = json.loads((path / checkpoint.ABOUT).read_text())
     names = [name for name, kind in about["structure"].items() if "[0" not in kind]
-    leaves = {f"state/{name}": raw(values) for name, values in checkpoint._read_state(path / "state", names).items()}
+    leaves = {f"state/{name}": raw(values) for name, values in checkpoint.read_state(path / "state", names).items()}
     with np.load(path / checkpoint.ARRAYS) as arrays:
         said = {name: about[name] for name in ("step", "structure", "keys", "lanes", "chunk", "lanes_per_batch")}
         return leaves | {name: raw(arrays[name]) for name in arrays.files} | {"about": said}

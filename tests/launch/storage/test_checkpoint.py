@@ -373,7 +373,7 @@ DIFFERENT = {
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_another_structure_is_refused_with_what_differs_before_orbax_is_asked(three, monkeypatch, name):
     tree, text = DIFFERENT[name]
-    monkeypatch.setattr(checkpoint, "_read_state", None)
+    monkeypatch.setattr(checkpoint, "read_state", None)
     with pytest.raises(InputError) as error:
         Checkpoints(three).latest_good(abstract(tree))
     assert text in str(error.value) and str(three / "30") in str(error.value)
@@ -386,23 +386,21 @@ def test_a_long_list_of_differences_is_cut_and_other_versions_are_named(three, m
 
 
 def test_what_orbax_gives_is_compared_with_what_was_saved(three, monkeypatch):
-    read_state = checkpoint._read_state
+    read_state = checkpoint.read_state
 
     def wrong(path, names):
         numbers = read_state(path, names)
         return numbers | {"w": np.nextafter(numbers["w"], 99)} if path.parent.name == "30" else numbers
 
-    monkeypatch.setattr(checkpoint, "_read_state", wrong)
+    monkeypatch.setattr(checkpoint, "read_state", wrong)
     read, said = latest(three)
     assert read.step == 20 and "other numbers for w" in said[0]
 
 
 def test_a_checkpoint_that_cannot_be_read_back_gets_no_name_and_the_old_one_stays(tmp_path, monkeypatch):
     saved(tmp_path, 10)
-    write_state = checkpoint._write_state
-    monkeypatch.setattr(
-        checkpoint, "_write_state", lambda path, leaves: write_state(path, leaves | {"w": -leaves["w"]})
-    )
+    write_state = checkpoint.write_state
+    monkeypatch.setattr(checkpoint, "write_state", lambda path, leaves: write_state(path, leaves | {"w": -leaves["w"]}))
     with pytest.raises(StorageError, match=r"orbax gives other numbers for w .* the last good one is .*10"):
         saved(tmp_path, 20, keep=1)
     assert os.listdir(tmp_path) == ["10"]
@@ -440,7 +438,7 @@ def test_a_full_disk_is_told_by_the_next_call_and_the_last_good_one_loads(tmp_pa
     with monkeypatch.context() as patch:
         match place:
             case "state":
-                patch.setattr(checkpoint, "_write_state", full)
+                patch.setattr(checkpoint, "write_state", full)
             case "array file":
                 patch.setattr(np.lib.format, "write_array", full)
             case "fsync":
@@ -463,7 +461,7 @@ def test_a_full_disk_is_told_by_the_next_call_and_the_last_good_one_loads(tmp_pa
 
 def test_a_disk_without_room_is_told_before_orbax_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 20, 20))
-    monkeypatch.setattr(checkpoint, "_write_state", None)
+    monkeypatch.setattr(checkpoint, "write_state", None)
     with pytest.raises(StorageError, match="disk full"):
         saved(tmp_path, 10)
     assert os.listdir(tmp_path) == []
@@ -489,7 +487,7 @@ def test_a_file_with_the_name_of_a_step_is_not_touched(tmp_path):
 def test_any_failure_in_the_background_is_raised_once(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_state", lambda *_: 1 / 0)
+        patch.setattr(checkpoint, "write_state", lambda *_: 1 / 0)
         checkpoints.save(10, small(10), {}, {})
         with pytest.raises(StorageError, match="division by zero; there is no good one before it"):
             checkpoints.wait()
@@ -498,7 +496,7 @@ def test_any_failure_in_the_background_is_raised_once(tmp_path, monkeypatch):
 
 
 def test_saving_returns_before_it_is_written_and_the_next_save_waits(tmp_path, monkeypatch):
-    gate, order, write_state = threading.Event(), [], checkpoint._write_state
+    gate, order, write_state = threading.Event(), [], checkpoint.write_state
 
     def slow(path, leaves):
         order.append(path.parent.name.split(".")[1])
@@ -506,7 +504,7 @@ def test_saving_returns_before_it_is_written_and_the_next_save_waits(tmp_path, m
         order.append("written")
         write_state(path, leaves)
 
-    monkeypatch.setattr(checkpoint, "_write_state", slow)
+    monkeypatch.setattr(checkpoint, "write_state", slow)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(10, small(10), {}, {})
     assert checkpoints.steps() == []
@@ -543,8 +541,8 @@ store = checkpoint.Checkpoints(Path(sys.argv[1]))
 tree = {"w": jnp.arange(6.0)}
 store.save(10, tree, {}, {})
 store.wait()
-write = checkpoint._write_state
-checkpoint._write_state = lambda *a: (time.sleep(0.5), write(*a))
+write = checkpoint.write_state
+checkpoint.write_state = lambda *a: (time.sleep(0.5), write(*a))
 store.save(20, tree, {}, {})
 """
 
