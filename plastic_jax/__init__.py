@@ -21,7 +21,7 @@ from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
 from plastic_jax.replacement.effect import replacement_effect
-from plastic_jax.replacement.initializers import Law, UnitInitializer
+from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
 from plastic_jax.units import Slice, UnitGraph, UnitGroup, trace_units
 
@@ -35,7 +35,7 @@ __all__ = [
     "ContinualBackpropState",
     "ConvNet",
     "Diagnosis",
-    "Law",
+    "Initializer",
     "RedoState",
     "ReplacementWarning",
     "ResNet",

@@ -118,7 +118,7 @@ WEIGHT_DECAY = Number(0.0, 0.0, 10.0, "lambda of L2: the gradient gains lambda *
 
 INITIALIZER = Choice(
     "kaiming_uniform",
-    "law of a fresh unit's weights",
+    "initializer of a fresh unit's weights",
     ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"),
 )
 HISTORY = Choice(0, "replacements kept for launch.report, 20 bytes each; 0 keeps none", kind=int, low=0)
@@ -197,7 +197,7 @@ def _continual_backprop(hyper: Mapping[str, Any], static: Mapping[str, Any], con
         count_units=static["count_units"],
         reset_state=static["reset_state"],
         transfer_bias=static["transfer_bias"],
-        history=static["history"],
+        log_size=static["history"],
         axis_name=context.axis_name,
     )
 
@@ -214,7 +214,7 @@ def _redo(hyper: Mapping[str, Any], static: Mapping[str, Any], context: BuildCon
         key=context.key,
         max_replacements=static["max_replacements"] or None,
         reset_state=static["reset_state"],
-        history=static["history"],
+        log_size=static["history"],
         axis_name=context.axis_name,
     )
 

@@ -91,7 +91,7 @@ class SupervisedLearner:
             leaves both as they are in class-incremental CIFAR-100.
         head: name of the output layer; `None` leaves it alone. Its weights are set to zero where the batch says
             `reset_head`; the optimizer's state stays, as published.
-        fresh_head: draw the output layer anew at every task change, by the law of the network's initial weights.
+        fresh_head: draw the output layer anew at every task change, by the network's own initializer.
         selects: whether a task ends with the best network it has had (`keep_best`).
         dropout: train with `network(x, dropout_rate=hyper["dropout_rate"])` and a random stream `dropout`.
         transform: wraps the network's function before it is evaluated or differentiated, as

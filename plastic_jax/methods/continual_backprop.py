@@ -14,7 +14,7 @@ from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
 from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
 from plastic_jax.replacement.propagation import outgoing_gradient, recursive_worth
-from plastic_jax.replacement.replacement_log import Biography, empty, record
+from plastic_jax.replacement.replacement_log import ReplacementLog, empty, record
 from plastic_jax.replacement.reset import (
     Replacement,
     add_replaced,
@@ -44,7 +44,7 @@ CONTINUAL_BACKPROP_STATIC_ARGS = (
     "reset_state",
     "transfer_bias",
     "axis_name",
-    "history",
+    "log_size",
 )
 """Arguments of `continual_backprop` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
@@ -63,7 +63,7 @@ class ContinualBackpropState(NamedTuple):
         replaced: int32 scalar, units replaced so far; saturates.
         lifetime_absolute: float `[width, copies]`, sum of (1 - eta) E|h| over all steps, which replacement does not
             touch; `{}` where the measure does not need it.
-        history: unit biographies, see `plastic_jax.replacement.replacement_log`; `None` without `history`.
+        log: the last replacements, see `plastic_jax.replacement.replacement_log`; `None` with `log_size=0`.
     """
 
     inner: Any
@@ -75,7 +75,7 @@ class ContinualBackpropState(NamedTuple):
     accumulator: dict[str, jax.Array]
     replaced: dict[str, jax.Array]
     lifetime_absolute: dict[str, jax.Array]
-    history: Any = None
+    log: Any = None
 
     per_unit = ("age", "utility", "mean_activation")  # what a replaced unit starts with at 0
 
@@ -127,7 +127,7 @@ def continual_backprop(
     reset_state: bool = True,
     transfer_bias: bool = False,
     axis_name: str | None = None,
-    history: int = 0,
+    log_size: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""At every step, replaces a tiny fraction of the least useful, old enough units of each group.
 
@@ -169,7 +169,7 @@ def continual_backprop(
         maturity_threshold: steps that a unit is protected after it was made; at least 0.
         decay_rate: `eta`, in [0, 1).
         utility: the name of a measure in `plastic_jax.utility`, or a `Utility`.
-        initializer: the name of a law in `plastic_jax.initializers`, or a `UnitInitializer`.
+        initializer: a name, see `plastic_jax.Initializer`, or a `UnitInitializer`.
         key: typed random key.
         max_replacements: bound on units replaced per group and step; what exceeds it is owed to later steps.
         utility_every: measure utility only at every `k`-th step, counting the measurement `k` times (an approximation
@@ -181,7 +181,7 @@ def continual_backprop(
         transfer_bias: whether the next layer's bias takes over a removed unit's mean contribution.
         axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
             batch are averaged, so that the same units go on every device; the gradients come averaged already.
-        history: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
+        log_size: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
 
     `update` needs `params` and the extra argument `features`, by group name; `clock` is optional, others are ignored.
 
@@ -214,10 +214,10 @@ def continual_backprop(
     check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
     check_integer(_NAME, "max_replacements", max_replacements, 1)
     check_integer(_NAME, "utility_every", utility_every, 1)
-    check_integer(_NAME, "history", history, 0)
+    check_integer(_NAME, "log_size", log_size, 0)
     _check_choices(count, count_units)
     bounds = {g.name: min(max_replacements, g.width) for g in units.groups}
-    laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
+    initializers = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> ContinualBackpropState:
         check_units(units, network_params(params), _NAME)
@@ -237,7 +237,7 @@ def continual_backprop(
                 for n, g in groups.items()
                 if "lifetime_absolute" in measure.needs
             },
-            history=empty(history, groups),
+            log=empty(log_size, groups),
         )
 
     def look(group: UnitGroup, state: ContinualBackpropState, step: _Step) -> _Seen:
@@ -306,7 +306,7 @@ def continual_backprop(
         n = bounds[group.name]
         index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
         index, valid = index.astype(jnp.int32), (jnp.arange(n) < seen.due) & may_go[index]
-        return draw_replacement(group, index, valid, step.key(group.name), laws[group.name], step.new_params)
+        return draw_replacement(group, index, valid, step.key(group.name), initializers[group.name], step.new_params)
 
     def update(
         updates: Any,
@@ -342,7 +342,7 @@ def continual_backprop(
             new, counts, ranked = jax.lax.cond(now, lambda: averages(step, old, seen), lambda: as_before)
         due = {n: counts & (s.due > 0) for n, s in seen.items() if n in living}
 
-        def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+        def some() -> tuple[dict[str, Replacement], dict[str, jax.Array], ReplacementLog | None]:
             means = _corrected(new.mean_activation, seen)
             if measure.averaged:
                 ranking = {n: jnp.where(ranked[n], new.utility[n] / s.correction, jnp.nan) for n, s in seen.items()}
@@ -353,18 +353,18 @@ def continual_backprop(
                 pick = choose(g, seen[g.name], ranking[g.name], step)
                 picks[g.name] = pick._replace(valid=pick.valid & counts)
             gains = transferred_bias(live, picks, new_weights, means) if transfer_bias else {}
-            return picks, gains, record(state.history, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
+            return picks, gains, record(state.log, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
 
-        def none() -> tuple[dict[str, Replacement], dict[str, jax.Array], Biography | None]:
+        def none() -> tuple[dict[str, Replacement], dict[str, jax.Array], ReplacementLog | None]:
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(some)[:2])
-            return *nothing, state.history
+            return *nothing, state.log
 
         any_due = jnp.any(jnp.stack(list(due.values()))) if due else jnp.zeros([], bool)
-        replacements, gains, lives = jax.lax.cond(any_lane(any_due), some, none)
+        replacements, gains, log = jax.lax.cond(any_lane(any_due), some, none)
         updates, inner_state = replace_units(
             inner, live, replacements, params, add_to_leaves(updates, gains), inner_state, reset_state
         )
-        return updates, _next_state(state, inner_state, seen, new, counts, replacements, lives)
+        return updates, _next_state(state, inner_state, seen, new, counts, replacements, log)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -376,7 +376,7 @@ def _next_state(
     new: _Averages,
     counts: jax.Array,
     replacements: dict[str, Replacement],
-    history: Biography | None,
+    log: ReplacementLog | None,
 ) -> ContinualBackpropState:
     gone = {n: replacements[n].mask(len(age)) for n, age in state.age.items()}
     after = state._replace(
@@ -388,7 +388,7 @@ def _next_state(
         accumulator={n: jnp.where(counts, s.accumulator, state.accumulator[n]) for n, s in seen.items()},
         replaced=add_replaced(state.replaced, gone),
         lifetime_absolute=new.lifetime_absolute,
-        history=history,
+        log=log,
     )
     return forget_units(after, gone)
 

@@ -26,7 +26,7 @@ from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_fea
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
-REDO_STATIC_ARGS = ("units", "key", "initializer", "max_replacements", "reset_state", "axis_name", "history")
+REDO_STATIC_ARGS = ("units", "key", "initializer", "max_replacements", "reset_state", "axis_name", "log_size")
 """Arguments of `redo` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
@@ -40,7 +40,7 @@ class RedoState(NamedTuple):
         age: int32 `[width]`, steps since a unit was made; saturates.
         replaced: int32 scalar, units replaced so far; saturates.
         activity: float `[width]`, running average of E|h|, not corrected for age.
-        history: unit biographies, see `plastic_jax.replacement.replacement_log`; `None` without `history`.
+        log: the last replacements, see `plastic_jax.replacement.replacement_log`; `None` with `log_size=0`.
     """
 
     inner: Any
@@ -49,7 +49,7 @@ class RedoState(NamedTuple):
     age: dict[str, jax.Array]
     replaced: dict[str, jax.Array]
     activity: dict[str, jax.Array]
-    history: Any = None
+    log: Any = None
 
     per_unit = ("age", "activity")  # what a replaced unit starts with at 0
 
@@ -66,7 +66,7 @@ def redo(
     max_replacements: int | None = None,
     reset_state: bool = True,
     axis_name: str | None = None,
-    history: int = 0,
+    log_size: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Every `period` steps, replaces the units that are dormant: much less active than the mean of their group.
 
@@ -98,13 +98,13 @@ def redo(
         threshold: share of the group's mean activity up to which a unit is dormant; at least 0.
         period: steps between two resets, at least 1; the first is at step `period`.
         decay_rate: `eta` of the running average of E|h|, in [0, 1); 0: the batch of this step alone, as published.
-        initializer: the name of a law in `plastic_jax.initializers`, or a `UnitInitializer`.
+        initializer: a name, see `plastic_jax.Initializer`, or a `UnitInitializer`.
         key: typed random key.
         max_replacements: bound on units replaced per group and reset, least active first; `None`: all that are dormant.
         reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
         axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
             batch are averaged, so that the same units go on every device; the gradients come averaged already.
-        history: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
+        log_size: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
 
     `update` needs `params` and the extra argument `features`, by group name; others are handed to `inner`.
 
@@ -133,8 +133,8 @@ def redo(
     check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
     if max_replacements is not None:
         check_integer(_NAME, "max_replacements", max_replacements, 1)
-    check_integer(_NAME, "history", history, 0)
-    laws = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
+    check_integer(_NAME, "log_size", log_size, 0)
+    initializers = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> RedoState:
         weights = network_params(params)
@@ -143,13 +143,13 @@ def redo(
         none = {g.name: jnp.zeros([], jnp.int32) for g in units.groups}
         activity = {g.name: jnp.zeros(g.width, group_dtype(g, weights)) for g in units.groups}
         start = jax.random.key_data(leaf_key(key, _NAME)), jnp.zeros([], jnp.int32)
-        return RedoState(inner.init(params), *start, age, none, activity, empty(history, age))
+        return RedoState(inner.init(params), *start, age, none, activity, empty(log_size, age))
 
     def choose(group: UnitGroup, activity: jax.Array, params: Any, now: jax.Array, step_key: jax.Array) -> Replacement:
         score = relative_activity(activity)
         index = jnp.argsort(score, stable=True)[:max_replacements].astype(jnp.int32)
         valid = (score[index] <= threshold) & now
-        return draw_replacement(group, index, valid, leaf_key(step_key, group.name), laws[group.name], params)
+        return draw_replacement(group, index, valid, leaf_key(step_key, group.name), initializers[group.name], params)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, features: Any = None, **extra: Any
@@ -182,14 +182,14 @@ def redo(
             edited = replace_units(inner, live, picks, params, updates, inner_state, reset_state)
             gone = {g.name: picks[g.name].mask(g.width) for g in units.groups}
             score = {n: relative_activity(a) for n, a in mean.items()}
-            return *edited, gone, record(state.history, state.count, picks, age, score)
+            return *edited, gone, record(state.log, state.count, picks, age, score)
 
         def leave() -> Any:
-            return updates, inner_state, {g.name: jnp.zeros(g.width, bool) for g in units.groups}, state.history
+            return updates, inner_state, {g.name: jnp.zeros(g.width, bool) for g in units.groups}, state.log
 
-        updates, inner_state, gone, lives = jax.lax.cond(any_lane(now), reset, leave)
+        updates, inner_state, gone, log = jax.lax.cond(any_lane(now), reset, leave)
         replaced = add_replaced(state.replaced, gone)
-        after = RedoState(inner_state, state.key, count, age, replaced, activity, lives)
+        after = RedoState(inner_state, state.key, count, age, replaced, activity, log)
         return updates, forget_units(after, gone)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -58,7 +58,7 @@ def shrink_and_perturb(
     values are all the same: that leaf has s = 0 and c is the value. So biases that start at 0 shrink towards 0 without
     noise and normalisation scales stay around 1, as in a fresh network. Left to itself a leaf's spread settles at
     s * noise / sqrt(2 * shrink - shrink^2); noise = sqrt(2 * shrink - shrink^2) keeps the initial spread.
-    A leaf of few weights gives a rough s; `initial_std` replaces it by the law's own.
+    A leaf of few weights gives a rough s; `initial_std` replaces it by the initializer's own.
 
     Example:
         >>> params = {"kernel": jnp.array([1.0, -1.0]), "bias": jnp.array([0.5])}
@@ -122,7 +122,7 @@ def published_shrink_and_perturb(
 
     `noise_every` = k adds sqrt(k) * noise_std * N(0, 1) after every k-th step and draws nothing in between: at batch
     size 1 drawing a number for every weight costs more than learning. It differs from the published code in that the
-    noise arrives in bursts; its law over many steps is the same up to relative O(k * step_size).
+    noise arrives in bursts; its distribution over many steps is the same up to relative O(k * step_size).
 
     Args:
         weight_decay: rate of the coupled decay, >= 0.

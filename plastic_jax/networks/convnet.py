@@ -44,12 +44,12 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         for i, (channels, size) in enumerate(zip(self.channels, self.kernel_sizes, strict=True)):
-            laws = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(size * size * x.shape[-1]))
-            conv = nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name=f"Conv_{i}", **laws)
+            init = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(size * size * x.shape[-1]))
+            conv = nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name=f"Conv_{i}", **init)
             x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate((*self.widths, self.outputs)):
-            laws = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(x.shape[-1]))
-            x = nn.Dense(width, dtype=self.dtype, name=f"Dense_{i}", **laws)(x)
+            init = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(x.shape[-1]))
+            x = nn.Dense(width, dtype=self.dtype, name=f"Dense_{i}", **init)(x)
             x = dropped(self, nn.relu(x), dropout_rate) if i < len(self.widths) else x
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -26,7 +26,7 @@ class MLP(nn.Module):
     widths: tuple[int, ...] = (5,)
     outputs: int = 1
     activation: str = "relu"
-    law = staticmethod(kaiming_uniform)
+    kernel_init = staticmethod(kaiming_uniform)
 
     @property
     def head(self) -> str:
@@ -37,12 +37,12 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, kernel_init=self.law(self.activation), name=f"Dense_{i}")(x)
+            x = nn.Dense(width, kernel_init=self.kernel_init(self.activation), name=f"Dense_{i}")(x)
             x = dropped(self, ACTIVATIONS[self.activation](x), dropout_rate)
-        return nn.Dense(self.outputs, kernel_init=self.law("linear"), name=self.head)(x)
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init("linear"), name=self.head)(x)
 
 
 class LeCunMLP(MLP):
     """`MLP` with all kernels LeCun uniform: `U(-b, b)`, `b = sqrt(3 / fan_in)`."""
 
-    law = staticmethod(lecun_uniform)
+    kernel_init = staticmethod(lecun_uniform)

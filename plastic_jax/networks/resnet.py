@@ -82,13 +82,13 @@ class ResNet(nn.Module):
         for k, (width, stride) in enumerate(plan):
             x = BasicBlock(width, stride, self.axis_name, self.dtype, name=f"BasicBlock_{k}")(x, train)
         x = jnp.mean(x, axis=(1, 2))
-        law = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        x = nn.Dense(self.outputs, kernel_init=law, dtype=self.dtype, name=self.head)(x)
+        kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        x = nn.Dense(self.outputs, kernel_init=kernel_init, dtype=self.dtype, name=self.head)(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _conv(channels: int, size: int, stride: int, name: str, dtype: Any) -> nn.Conv:
     # The padding is written out: "SAME" pads on one side only where the stride is 2.
     padding = [(size // 2, size // 2)] * 2
-    law = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    return nn.Conv(channels, (size, size), stride, padding=padding, dtype=dtype, kernel_init=law, name=name)
+    kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    return nn.Conv(channels, (size, size), stride, padding=padding, dtype=dtype, kernel_init=kernel_init, name=name)

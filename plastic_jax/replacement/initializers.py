@@ -12,7 +12,7 @@ from plastic_jax.units.activation import Activation, named
 
 
 def gain(activation: str | Activation) -> float:
-    """The gain of the Kaiming and Xavier laws for an activation, or for the well-known one of that name.
+    """The gain of the Kaiming and Xavier initializers for an activation, or for the well-known one of that name.
 
     Raises:
         ValueError: no activation has that name.
@@ -26,12 +26,12 @@ class UnitInitializer(Protocol):
     def __call__(self, key: jax.Array, n: int, fan_in: int, fan_out: int, dtype: jnp.dtype) -> jax.Array: ...
 
 
-_LAWS = ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default")
+INITIALIZERS = ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default")
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
-    """A named law of initialisation.
+class Initializer:
+    """A published initializer, by its name.
 
     | name | weights |
     |---|---|
@@ -53,11 +53,11 @@ class Law:
     linspace: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in _LAWS:
-            raise ValueError(f"initializer: unknown law '{self.name}'; allowed: {', '.join(_LAWS)}")
+        if self.name not in INITIALIZERS:
+            raise ValueError(f"initializer: unknown name '{self.name}'; allowed: {', '.join(INITIALIZERS)}")
 
     def scale(self, fan_in: int, fan_out: int) -> float:
-        """The bound of a uniform law, the standard deviation of a normal one."""
+        """The bound of a uniform distribution, the standard deviation of a normal one."""
         return {
             "kaiming_uniform": self.gain * math.sqrt(3.0 / fan_in),
             "kaiming_normal": self.gain * math.sqrt(1.0 / fan_in),
@@ -75,6 +75,6 @@ class Law:
         return jax.random.uniform(key, (n, fan_in), dtype, -b, b)
 
 
-def unit_initializer(law: str | UnitInitializer, activation: str | Activation) -> UnitInitializer:
-    """The law itself, or the one of that name with the activation's gain."""
-    return Law(law, gain(activation)) if isinstance(law, str) else law
+def unit_initializer(initializer: str | UnitInitializer, activation: str | Activation) -> UnitInitializer:
+    """The initializer itself, or the one of that name with the activation's gain."""
+    return Initializer(initializer, gain(activation)) if isinstance(initializer, str) else initializer

@@ -1,4 +1,4 @@
-"""Unit biographies: every replacement of a hidden unit, in a bounded buffer inside a method's state.
+"""Replacement log: which units were replaced, when and why, in a bounded buffer inside a method's state.
 
 A method that replaces units calls `record` inside the branch that it takes when a unit goes, so that a step at which
 nothing goes costs nothing. What is kept of each replacement: the step, the group, the unit, its age and its utility.
@@ -30,8 +30,8 @@ _COLUMNS = ("step", "group", "unit", "age", "utility")
 _MOST = 2**30  # one look adds less than as much again, so that an int32 cannot overflow
 
 
-class Biography(NamedTuple):
-    """What is known of the lives of a model's units; dictionaries are by group name.
+class ReplacementLog(NamedTuple):
+    """The last replacements of a model's units, and how useful units are by age; dictionaries are by group name.
 
     Attributes:
         rows: int32 `[size, 5]`, a ring of replacements: step, number of the group (in the order of the sorted names),
@@ -69,8 +69,8 @@ class Events(NamedTuple):
     lost: int
 
 
-def empty(size: int, names: Iterable[str]) -> Biography | None:
-    """A biography before step 0, or `None` for size 0.
+def empty(size: int, names: Iterable[str]) -> ReplacementLog | None:
+    """A log before step 0, or `None` for size 0.
 
     Args:
         size: replacements that the buffer holds, from 0 on, 20 bytes each.
@@ -78,7 +78,7 @@ def empty(size: int, names: Iterable[str]) -> Biography | None:
     """
     if size == 0:
         return None
-    return Biography(
+    return ReplacementLog(
         rows=jnp.zeros((size, len(_COLUMNS)), jnp.int32),
         written=jnp.zeros([], jnp.int32),
         looked=jnp.full([], -LOOK_EVERY, jnp.int32),
@@ -87,46 +87,46 @@ def empty(size: int, names: Iterable[str]) -> Biography | None:
 
 
 def record(
-    biography: Biography | None,
+    log: ReplacementLog | None,
     step: jax.Array,
     replaced: Mapping[str, Replacement],
     age: Mapping[str, jax.Array],
     utility: Mapping[str, jax.Array],
-) -> Biography | None:
-    """The biography after the replacements of one step; `None` stays `None`.
+) -> ReplacementLog | None:
+    """The log after the replacements of one step; `None` stays `None`.
 
     Cheap, but not free: to be called inside the branch that is taken when some unit goes. Every write is masked by
     what is valid, so that under `vmap` a lane in which nothing goes stays as it is.
 
     Args:
-        biography: what is known so far.
+        log: the log so far.
         step: 0-d int32, steps taken before this one.
         replaced: by group name, the units that go (`valid` says which entries count).
         age: by group name, int32 `[width]`, steps that every unit has lived, this one included.
         utility: by group name, `[width]`, what all units of the group are ranked by.
     """
-    if biography is None:
+    if log is None:
         return None
-    size = biography.rows.shape[0]
+    size = log.rows.shape[0]
     step = jnp.asarray(step, jnp.int32)
     rows, valid = [], []
-    for number, name in enumerate(sorted(biography.usefulness)):
+    for number, name in enumerate(sorted(log.usefulness)):
         goes = replaced[name]
         bits = jax.lax.bitcast_convert_type(utility[name][goes.index].astype(jnp.float32), jnp.int32)
         columns = (step, jnp.int32(number), goes.index, age[name][goes.index], bits)
         rows.append(jnp.stack([jnp.broadcast_to(c, goes.index.shape) for c in columns], axis=1))
         valid.append(goes.valid)
     counted = jnp.concatenate(valid)
-    order = biography.written + jnp.cumsum(counted, dtype=jnp.int32) - 1
-    written = biography.written + jnp.sum(counted, dtype=jnp.int32)
+    order = log.written + jnp.cumsum(counted, dtype=jnp.int32) - 1
+    written = log.written + jnp.sum(counted, dtype=jnp.int32)
     # Where one step fills more than the whole ring, its last rows stay. A place beyond the end is not written.
     place = jnp.where(counted & (order >= written - size), order % size, size)
-    now = jnp.any(counted) & (step - biography.looked >= LOOK_EVERY)
-    seen = biography.usefulness
-    return Biography(
-        rows=biography.rows.at[place].set(jnp.concatenate(rows), mode="drop"),
-        written=jnp.where(written < biography.written, biography.written, written),
-        looked=jnp.where(now, step, biography.looked),
+    now = jnp.any(counted) & (step - log.looked >= LOOK_EVERY)
+    seen = log.usefulness
+    return ReplacementLog(
+        rows=log.rows.at[place].set(jnp.concatenate(rows), mode="drop"),
+        written=jnp.where(written < log.written, log.written, written),
+        looked=jnp.where(now, step, log.looked),
         usefulness=jax.lax.cond(
             any_lane(now), lambda: {n: _look(seen[n], step, age[n], utility[n], now) for n in seen}, lambda: seen
         ),
@@ -143,25 +143,25 @@ def _look(seen: jax.Array, step: jax.Array, age: jax.Array, value: jax.Array, co
     return seen + jnp.where(counts & (seen[:, :1] < _MOST), now, 0)
 
 
-def events(biography: Biography) -> Events:
+def events(log: ReplacementLog) -> Events:
     """The replacements that the buffer holds, oldest first; of one lane, on the host."""
-    rows, written = np.asarray(biography.rows), int(biography.written)
+    rows, written = np.asarray(log.rows), int(log.written)
     kept = min(written, len(rows))
     rows = rows[np.arange(written - kept, written) % len(rows)]
-    names = np.array(sorted(biography.usefulness), dtype=str)
+    names = np.array(sorted(log.usefulness), dtype=str)
     step, group, unit, age, bits = (np.ascontiguousarray(column) for column in rows.T)
     return Events(step, names[group], unit, age, bits.view(np.float32), written - kept)
 
 
-def find(state: Any) -> tuple[Biography, dict[str, jax.Array]] | None:
-    """The biography in a method's state, and the units' ages by group name; `None` where there is no history.
+def find_log(state: Any) -> tuple[ReplacementLog, dict[str, jax.Array]] | None:
+    """The log in a method's state, and the units' ages by group name; `None` where no log is kept.
 
     Args:
-        state: any pytree that holds the state of a method as a named tuple with the fields `history` and `age`.
+        state: any pytree that holds the state of a method as a named tuple with the fields `log` and `age`.
     """
 
     def is_told(node: Any) -> bool:
-        return isinstance(getattr(node, "history", None), Biography)
+        return isinstance(getattr(node, "log", None), ReplacementLog)
 
     found = next((node for node in jax.tree.leaves(state, is_leaf=is_told) if is_told(node)), None)
-    return None if found is None else (found.history, found.age)
+    return None if found is None else (found.log, found.age)

@@ -370,7 +370,7 @@ def test_groups_whose_names_have_slashes_are_saved_too(method, tmp_path):
     params = {"params": PARAMS}
     units = trace_units(NETWORK.apply, params, X)
     more = {"replacement_rate": 0.1} if method is continual_backprop else {}
-    state = method(optax.adam(0.1), units, key=KEY, history=3, **more).init(params)
+    state = method(optax.adam(0.1), units, key=KEY, log_size=3, **more).init(params)
     assert set(state.age) == {"params/Dense_0", "params/Dense_1"}
     check_saving(state, tmp_path)
 

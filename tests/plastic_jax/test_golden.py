@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import Law, continual_backprop
+from plastic_jax import Initializer, continual_backprop
 from plastic_jax.optimizers.adam import adam
 
 NAMES = ["adam", "adaptable_contribution", "adaptation", "bernoulli", "contribution", "nll", "rho_exact", "weight"]
@@ -27,7 +27,7 @@ def make_tx(config, units, uniforms):
         maturity_threshold=config["maturity"],
         decay_rate=config["eta"],
         utility=config["util"],
-        initializer=Law("kaiming_uniform", 2**0.5, linspace=True),
+        initializer=Initializer("kaiming_uniform", 2**0.5, linspace=True),
         key=jax.random.key(0),
         count="accumulate" if config["accumulate"] else recorded_draw,
         reset_state=False,

@@ -20,7 +20,7 @@ from plastic_jax.methods.redo import redo, relative_activity, unit_activity
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import ActorCritic
 from plastic_jax.optimizers.adam import adam
-from plastic_jax.replacement.initializers import Law
+from plastic_jax.replacement.initializers import Initializer
 
 COMMITTED = pathlib.Path(__file__).parents[2] / "data" / "ppo_traces.npz"
 GOLDEN = pathlib.Path(__file__).parents[3].parent / "shared" / "golden"
@@ -456,7 +456,7 @@ def recording(name, full):
 
 def make_tx(config, units, key):
     inner = weight_decay(adam(config["lr"], config["beta1"], config["beta2"]), config["weight_decay"])
-    common = {"initializer": Law("lecun_uniform", linspace=True), "key": key, "reset_state": False}
+    common = {"initializer": Initializer("lecun_uniform", linspace=True), "key": key, "reset_state": False}
     if config.get("redo"):
         return redo(inner, units, threshold=config["threshold"], period=config["reset_period"], **common)
     return continual_backprop(

@@ -7,7 +7,7 @@ import optax
 import optax.contrib
 import pytest
 
-from plastic_jax import CONTINUAL_BACKPROP_STATIC_ARGS, MLP, UTILITIES, Law, Utility, trace_units
+from plastic_jax import CONTINUAL_BACKPROP_STATIC_ARGS, MLP, UTILITIES, Initializer, Utility, trace_units
 from plastic_jax import continual_backprop as typed_continual_backprop
 from plastic_jax.optimizers.adam import adam
 
@@ -27,7 +27,7 @@ UNITS = units_of(NETWORK, PARAMS, X)
 FEATURES: Any = UNITS.apply(PARAMS, X)[1]
 ZEROS: Any = jax.tree.map(jnp.zeros_like, PARAMS)
 NAMES = ("Dense_0", "Dense_1")
-ROWS = Law("kaiming_uniform", 2**0.5, linspace=True)
+ROWS = Initializer("kaiming_uniform", 2**0.5, linspace=True)
 
 
 def make(inner=None, units=UNITS, **change: Any) -> Any:
@@ -574,7 +574,7 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"max_replacements": 0}, "max_replacements=0 is not an integer from 1 on"),
         ({"max_replacements": True}, "max_replacements=True is not an integer from 1 on"),
         ({"utility_every": 0.5}, "utility_every=0.5 is not an integer from 1 on"),
-        ({"history": -1}, "history=-1 is not an integer from 0 on"),
+        ({"log_size": -1}, "log_size=-1 is not an integer from 0 on"),
         ({"units": {}}, "continual_backprop: units is no UnitGraph; see trace_units"),
         ({"initializer": None}, "initializer=None is neither a name nor a function"),
         ({"key": 0}, r"key=0 is no random key; jax.random.key\(0\)"),
@@ -582,7 +582,7 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"count": "poisson"}, "count='poisson'; allowed: accumulate, bernoulli"),
         ({"count_units": "every"}, "count_units='every'; allowed: eligible, all"),
         ({"utility": "contributions"}, "unknown 'contributions'; allowed: .*contribution"),
-        ({"initializer": "kaiming"}, "unknown law 'kaiming'; allowed: kaiming_uniform"),
+        ({"initializer": "kaiming"}, "unknown name 'kaiming'; allowed: kaiming_uniform"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -591,7 +591,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_integers_of_numpy_and_whole_floats_will_do():
-    change = {"maturity_threshold": 2, "max_replacements": 2, "utility_every": 3, "history": 4}
+    change = {"maturity_threshold": 2, "max_replacements": 2, "utility_every": 3, "log_size": 4}
     numpy = {name: np.int64(value) for name, value in change.items()} | {"maturity_threshold": 2.0}
 
     def after(change):

@@ -22,12 +22,12 @@ EVERYTHING = Utility(
 INNER = optax.apply_if_finite(optax.adam(0.1), 9)
 METHODS = {
     "continual_backprop": lambda inner: continual_backprop(
-        inner, UNITS, replacement_rate=0.3, maturity_threshold=1, key=KEY, history=4
+        inner, UNITS, replacement_rate=0.3, maturity_threshold=1, key=KEY, log_size=4
     ),
     "continual_backprop that looks at everything": lambda inner: continual_backprop(
         inner, UNITS, replacement_rate=0.3, maturity_threshold=0, utility=EVERYTHING, count="bernoulli", key=KEY
     ),
-    "redo": lambda inner: redo(inner, UNITS, threshold=0.9, period=2, decay_rate=0.5, key=KEY, history=4),
+    "redo": lambda inner: redo(inner, UNITS, threshold=0.9, period=2, decay_rate=0.5, key=KEY, log_size=4),
     "redo of one batch": lambda inner: redo(inner, UNITS, threshold=0.0, period=1, key=KEY),
 }
 

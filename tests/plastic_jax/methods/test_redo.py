@@ -11,7 +11,7 @@ import pytest
 
 from plastic_jax.methods.redo import redo as typed_redo
 from plastic_jax.methods.redo import relative_activity, unit_activity
-from plastic_jax.replacement.initializers import Law
+from plastic_jax.replacement.initializers import Initializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
 redo: Any = typed_redo  # the tests also give it what its types forbid
@@ -79,7 +79,7 @@ def test_score_is_the_share_of_the_mean_over_batch_and_positions():
 
 
 def test_dormant_units_start_afresh_at_every_period_and_at_no_other_step():
-    tx = redo(optax.sgd(0.1), UNITS, threshold=0.025, period=3, initializer=Law(linspace=True), key=KEY)
+    tx = redo(optax.sgd(0.1), UNITS, threshold=0.025, period=3, initializer=Initializer(linspace=True), key=KEY)
     state = tx.init(PARAMS)
     seen = []
     for _ in range(7):
@@ -164,11 +164,11 @@ def test_scoring_stays_a_branch_under_vmap():
         ({"period": 2.5}, "redo: period=2.5 is not a whole number"),
         ({"period": "2"}, "redo: period='2' is neither a number nor an array"),
         ({"max_replacements": 0}, "redo: max_replacements=0 is not an integer from 1 on"),
-        ({"history": -1}, "redo: history=-1 is not an integer from 0 on"),
+        ({"log_size": -1}, "redo: log_size=-1 is not an integer from 0 on"),
         ({"units": None}, "redo: units is no UnitGraph; see trace_units"),
         ({"initializer": None}, "redo: initializer=None is neither a name nor a function"),
         ({"key": 0}, r"redo: key=0 is no random key; jax.random.key\(0\)"),
-        ({"initializer": "kaiming"}, "unknown law 'kaiming'"),
+        ({"initializer": "kaiming"}, "unknown name 'kaiming'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastic_jax import Law
+from plastic_jax import Initializer
 from plastic_jax.replacement.initializers import gain, unit_initializer
 
 
@@ -30,19 +30,21 @@ def test_uniform_laws_fill_their_interval(name, activation, expected):
 
 
 def test_normal_law_has_its_spread():
-    draw = Law("kaiming_normal", gain("relu"))(jax.random.key(0), 1000, 8, 3, jnp.dtype("float32"))
+    draw = Initializer("kaiming_normal", gain("relu"))(jax.random.key(0), 1000, 8, 3, jnp.dtype("float32"))
     np.testing.assert_allclose(float(draw.std()), math.sqrt(2 / 8), rtol=0.03)
 
 
 def test_deterministic_rule_is_the_recorded_one():
-    rows = Law("kaiming_uniform", math.sqrt(2), linspace=True)(jax.random.key(0), 2, 8, 16, jnp.dtype("float32"))
+    rows = Initializer("kaiming_uniform", math.sqrt(2), linspace=True)(
+        jax.random.key(0), 2, 8, 16, jnp.dtype("float32")
+    )
     np.testing.assert_allclose(
         rows, np.tile(np.linspace(-0.8660254037844386, 0.8660254037844386, 8), (2, 1)), rtol=1e-6
     )
 
 
 def test_laws_can_be_hashed_and_a_function_is_taken_as_it_is():
-    assert {Law(): 1}[Law("kaiming_uniform")] == 1
+    assert {Initializer(): 1}[Initializer("kaiming_uniform")] == 1
 
     def own(key, n, fan_in, fan_out, dtype):
         return jnp.zeros((n, fan_in), dtype)
@@ -51,7 +53,7 @@ def test_laws_can_be_hashed_and_a_function_is_taken_as_it_is():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="initializer: unknown law 'he'; allowed: kaiming_uniform"):
-        Law("he")
+    with pytest.raises(ValueError, match="initializer: unknown name 'he'; allowed: kaiming_uniform"):
+        Initializer("he")
     with pytest.raises(ValueError, match="unknown activation 'rely'; allowed: abs, "):
         gain("rely")

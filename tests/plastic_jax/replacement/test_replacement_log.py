@@ -1,4 +1,4 @@
-"""Unit biographies: what is recorded is what happened, the ring loses the oldest and says how many."""
+"""The replacement log: what is recorded is what happened, the ring loses the oldest and says how many."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import pytest
 
 from plastic_jax import MLP, continual_backprop, trace_units
 from plastic_jax.methods.redo import redo
-from plastic_jax.replacement.replacement_log import AGES, LOOK_EVERY, empty, events, find, record
+from plastic_jax.replacement.replacement_log import AGES, LOOK_EVERY, empty, events, find_log, record
 from plastic_jax.replacement.reset import Replacement
 
 WIDTHS = {"b": 5, "a": 3}  # not in the order of their names
@@ -116,8 +116,8 @@ def test_classes_of_age_begin_where_they_say():
 def test_it_is_found_wherever_it_lies():
     now = empty(2, WIDTHS)
     state = State(now, {"a": 1, "b": 2})
-    assert find((1, {"x": (state, jnp.ones(3))})) == (now, state.age)
-    assert find({"x": jnp.ones(3)}) is None and find(State(None, {})) is None
+    assert find_log((1, {"x": (state, jnp.ones(3))})) == (now, state.age)
+    assert find_log({"x": jnp.ones(3)}) is None and find_log(State(None, {})) is None
 
 
 def test_one_step_may_fill_more_than_the_ring():
@@ -138,9 +138,9 @@ def test_no_history_stays_none():
 NETWORK = MLP(widths=(6, 4), outputs=1)
 METHODS = {
     "continual_backprop": lambda units, key: continual_backprop(
-        optax.sgd(0.05), units, replacement_rate=0.1, maturity_threshold=5, key=key, max_replacements=2, history=16
+        optax.sgd(0.05), units, replacement_rate=0.1, maturity_threshold=5, key=key, max_replacements=2, log_size=16
     ),
-    "redo": lambda units, key: redo(optax.sgd(0.05), units, threshold=0.6, period=7, key=key, history=16),
+    "redo": lambda units, key: redo(optax.sgd(0.05), units, threshold=0.6, period=7, key=key, log_size=16),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_method_tells_what_its_ages_tell(method):
                 before = age[name][t - 1] if t else np.zeros_like(age[name][0])
                 gone = np.flatnonzero(age[name][t] == 0)
                 rows += sorted((t, name, int(unit), int(before[unit]) + 1) for unit in gone)
-        kept = events(state.history)
+        kept = events(state.log)
         assert kept.lost == max(0, len(rows) - 16) and len(kept.step) == min(len(rows), 16)
         ours = zip(kept.step.tolist(), kept.group.tolist(), kept.unit.tolist(), kept.age.tolist(), strict=True)
         assert set(ours) <= set(rows) and kept.step.tolist() == [row[0] for row in rows[-16:]]

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import Law, Slice, UnitGraph, UnitGroup
+from plastic_jax import Initializer, Slice, UnitGraph, UnitGroup
 from plastic_jax.replacement.reset import (
     Replacement,
     check_units,
@@ -40,7 +40,7 @@ SHAPES = {
 PARAMS: Any = jax.tree.map(
     lambda shape: jnp.arange(2.0, 2 + np.prod(shape)).reshape(shape), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
 )
-ROWS = Law("torch_default", linspace=True)
+ROWS = Initializer("torch_default", linspace=True)
 
 
 def going(index, valid):
@@ -173,7 +173,9 @@ def test_fresh_rows_stand_where_their_units_are(layout, going):
 def test_two_windows_of_a_kernel_are_drawn_independently():
     halves = tuple(Slice("w", (6, 2), (1,), "kernel", window=((0, 6), (a, a + 2))) for a in (0, 2))
     group = UnitGroup("g", 2, 1, halves, ())
-    rows = draw_replacement(group, jnp.arange(1), jnp.array([True]), jax.random.key(0), Law(), {"w": jnp.ones((6, 4))})
+    rows = draw_replacement(
+        group, jnp.arange(1), jnp.array([True]), jax.random.key(0), Initializer(), {"w": jnp.ones((6, 4))}
+    )
     value, gate = (rows.fresh[s.name] for s in halves)
     assert value.shape == gate.shape == (1, 6)
     assert (value != gate).all()
