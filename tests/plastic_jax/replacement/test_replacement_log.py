@@ -19,7 +19,7 @@ recorded = jax.jit(record)
 
 
 class State(NamedTuple):
-    history: Any
+    log: Any
     age: Any
 
 
