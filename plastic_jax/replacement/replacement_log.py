@@ -153,7 +153,7 @@ def events(log: ReplacementLog) -> Events:
     return Events(step, names[group], unit, age, bits.view(np.float32), written - kept)
 
 
-def find_log(state: Any) -> tuple[ReplacementLog, dict[str, jax.Array]] | None:
+def find(state: Any) -> tuple[ReplacementLog, dict[str, jax.Array]] | None:
     """The log in a method's state, and the units' ages by group name; `None` where no log is kept.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 
 from plastic_jax import MLP, continual_backprop, trace_units
 from plastic_jax.methods.redo import redo
-from plastic_jax.replacement.replacement_log import AGES, LOOK_EVERY, empty, events, find_log, record
+from plastic_jax.replacement.replacement_log import AGES, LOOK_EVERY, empty, events, find, record
 from plastic_jax.replacement.reset import Replacement
 
 WIDTHS = {"b": 5, "a": 3}  # not in the order of their names
@@ -116,8 +116,8 @@ def test_classes_of_age_begin_where_they_say():
 def test_it_is_found_wherever_it_lies():
     now = empty(2, WIDTHS)
     state = State(now, {"a": 1, "b": 2})
-    assert find_log((1, {"x": (state, jnp.ones(3))})) == (now, state.age)
-    assert find_log({"x": jnp.ones(3)}) is None and find_log(State(None, {})) is None
+    assert find((1, {"x": (state, jnp.ones(3))})) == (now, state.age)
+    assert find({"x": jnp.ones(3)}) is None and find(State(None, {})) is None
 
 
 def test_one_step_may_fill_more_than_the_ring():
