@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 
 from launch.cli import run_cli
-from launch.config.experiment import MOST_STEPS, Plan, experiment_of, resolve
+from launch.config.experiment import Plan, experiment_of, resolve
 from launch.errors import InputError
 from launch.figures.bodies import Moves, Panel, geoms_of, moving
 from launch.storage.bins import means, unpacked
@@ -39,7 +39,7 @@ from launch.storage.contents import first_good, lane_number, unit_of_lane, varia
 from launch.storage.durable import storing
 from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
 from plastic_jax.learners.ppo import Moments, deviation
-from tasks.base import Step
+from tasks.base import MOST_STEPS, Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment
 
 PEAK, LAST = "peak", "last"

@@ -22,11 +22,11 @@ from launch import train
 from launch.analysis.metrics import checked_metrics
 from launch.analysis.tuning import Winner, render, report_experiment, winners
 from launch.cli import run_cli
-from launch.config import describe
 from launch.config.experiment import Experiment, resolve, warnings
 from launch.config.grid import read_grid
 from launch.config.syntax import parse_seeds, with_settings
 from launch.engine import slurm
+from launch.engine.dry_run import dry_run
 from launch.engine.processes import enable_compilation_cache
 from launch.engine.scheduler import Launch, check_unit, labels_of, prepare, run_workers, work_through
 from launch.engine.sinks import sending
@@ -91,7 +91,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values.report_seeds:
         sweep = report_of(sweep, values)
     if values.dry_run:
-        print("".join(f"{describe.plan(resolve(one))}\n\n" for one in sweep.experiments), end="")
+        print("".join(f"{dry_run(resolve(one))}\n\n" for one in sweep.experiments), end="")
     if values.status or values.dry_run:
         print(status(labels_of(sweep)))
         return 0

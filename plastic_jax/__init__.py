@@ -9,6 +9,7 @@ from plastic_jax.methods.continual_backprop import (
     ContinualBackpropState,
     continual_backprop,
 )
+from plastic_jax.methods.l2_init import L2InitState, l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
 from plastic_jax.methods.shrink_and_perturb import (
     ShrinkAndPerturbState,
@@ -36,6 +37,7 @@ __all__ = [
     "ConvNet",
     "Diagnosis",
     "Initializer",
+    "L2InitState",
     "RedoState",
     "ReplacementWarning",
     "ResNet",
@@ -51,6 +53,7 @@ __all__ = [
     "as_products",
     "continual_backprop",
     "diagnose",
+    "l2_init",
     "metrics",
     "published_shrink_and_perturb",
     "redo",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +134,11 @@ class Problem:
     def schedule(self) -> Schedule:
         raise NotImplementedError
 
+    @property
+    def fitted(self) -> Self:
+        """The same task with every size that is `None`, and so left to the data, as a number that fits them."""
+        return self
+
     def load(self) -> Any:
         """The data, as host arrays; the loop puts them on the device once, shared by all lanes."""
         return ()
@@ -226,6 +231,11 @@ class Task(Problem):
     def probe_batches(self, state: Any, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
         """Inputs for the diagnostics by what is added to their names: `""` for the task that starts at `clock`."""
         raise NotImplementedError
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is not above the limit."""
+    return next(n for n in range(min(number, limit), 0, -1) if number % n == 0)
 
 
 def check_fields(

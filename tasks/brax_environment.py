@@ -79,7 +79,8 @@ class BraxEnvironment(Environment):
         environments: how many at once.
         episode_length: steps after which an episode is cut off.
         change: what changes: `friction` of all bodies, `mass` of all links, `gravity`, `actuator_strength`, or `none`.
-        change_every: steps of all environments together between changes; not shorter than an episode of each.
+        change_every: steps of all environments together between changes; not shorter than an episode of each; `None`:
+            2,000,000, or an episode of each if that is longer.
         change_at: `episode_end`, as published, or `once`, in the middle of an episode.
         low: smallest value; `None`: as in `CHANGES`.
         high: largest value, likewise.
@@ -90,7 +91,7 @@ class BraxEnvironment(Environment):
     environments: int = 16
     episode_length: int = 1000
     change: str = "none"
-    change_every: int = 2_000_000
+    change_every: int | None = None
     change_at: str = "episode_end"
     low: float | None = None
     high: float | None = None
@@ -99,10 +100,11 @@ class BraxEnvironment(Environment):
         check_fields(
             self,
             ("environments", "episode_length", "change_every"),
+            ("change_every",),
             choices={"backend": BACKENDS, "change": tuple(CHANGES), "change_at": ("episode_end", "once")},
         )
         least = self.episode_length * self.environments
-        if self.change != "none" and self.change_every < least:
+        if self.change != "none" and self._change_every < least:
             raise ValueError(
                 f"change_every: got {self.change_every}, allowed are numbers from {least} on: an episode of "
                 f"{self.episode_length} steps in each of {self.environments} environments"
@@ -131,6 +133,14 @@ class BraxEnvironment(Environment):
             raise ValueError(f"backend: got 'mjx', which {reason}; allowed are {', '.join(BACKENDS[:-1])}")
 
     @property
+    def _change_every(self) -> int:
+        return self.change_every or max(2_000_000, self.episode_length * self.environments)
+
+    @property
+    def fitted(self) -> "BraxEnvironment":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return dataclasses.replace(self, change_every=self._change_every)
+
+    @property
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value of what changes."""
         low, high = CHANGES[self.change]
@@ -146,7 +156,7 @@ class BraxEnvironment(Environment):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.change_every, None, None, None)
+        return Schedule(self._change_every, None, None, None)
 
     @property
     def note(self) -> str:
@@ -157,7 +167,7 @@ class BraxEnvironment(Environment):
             return about
         when = "at the end of an episode" if self.change_at == "episode_end" else "at once"
         name = self.change.replace("_", " ")
-        return f"{about}; {name} from [{low:g}, {high:g}] every {self.change_every:,} steps, {when}"
+        return f"{about}; {name} from [{low:g}, {high:g}] every {self._change_every:,} steps, {when}"
 
     @property
     def changes(self) -> bool:
@@ -182,7 +192,7 @@ class BraxEnvironment(Environment):
     def changes_until(self, key: jax.Array, steps: int) -> list[tuple[int, float]]:
         if not self.changes:
             return []
-        due = range(0, steps, self.change_every)
+        due = range(0, steps, self._change_every)
         return list(zip(due, self.condition(key, jnp.arange(len(due))).tolist(), strict=True))
 
     def observe(self, state: BraxState) -> jax.Array:
@@ -211,7 +221,7 @@ class BraxEnvironment(Environment):
         changes = self._changes(state, ended, clock)
         changed = changes != state.changes
         if self.change != "none":
-            late = jnp.where(changed, clock + self.environments - changes * self.change_every, 0)
+            late = jnp.where(changed, clock + self.environments - changes * self._change_every, 0)
             seen |= {
                 "condition": (jnp.sum(state.condition), jnp.float32(self.environments)),
                 "change_delay": (jnp.sum(late, dtype=jnp.float32), jnp.sum(changed, dtype=jnp.float32)),
@@ -240,7 +250,7 @@ class BraxEnvironment(Environment):
         """How often what changes has changed after the step at `clock`, `[E]`."""
         if self.change == "none":
             return state.changes
-        due = (clock + self.environments) // self.change_every
+        due = (clock + self.environments) // self._change_every
         return jnp.where(ended | (self.change_at == "once"), due, state.changes)
 
     def _reset(self, key: jax.Array, episodes: jax.Array, condition: jax.Array) -> Any:

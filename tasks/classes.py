@@ -64,8 +64,8 @@ def load_classes(
        holds `[n, height, width, channels]` or `[n, channels, height, width]` with 1 or 3 channels (the published files
        of continual ImageNet: `[700, 3, 32, 32]`), uint8 or other numbers that are all whole and from 0 to 255. Classes
        are in the order of their numbers if all names are numbers, else of their names. Of the first `n` pictures of
-       every class, `n` the size of the smallest, the last `test_per_class` are test pictures (`None`: 100) and the
-       first `train_per_class` training pictures (`None`: 600, or what is left).
+       every class, `n` the size of the smallest, the last `test_per_class` are test pictures (`None`: 100, or up to
+       half of them) and the first `train_per_class` training pictures (`None`: 600, or what is left).
     2. `imagenet_resized` (32x32), `imagenet_resized/64x64`, ...: what `tasks.prepare` made of it. The first 700
        training pictures of every class, split as above; *first* by the order of the prepared files, which
        tensorflow-datasets shuffles, so they are other pictures than the published ones. Reading it takes minutes,
@@ -197,14 +197,16 @@ def _counts(found: _Found, train: int | None, test: int | None) -> tuple[int, in
             if asked is not None and asked > most:
                 raise ValueError(f"{split}_per_class: got {asked}, but {smallest} holds {most} {split} pictures")
         return train or found.held, test or found.held_test
-    test_number = test or TEST_PER_CLASS
+    # Nobody has to know how many there are: what is not asked for is the published number, or what is left.
+    test_number = test or min(TEST_PER_CLASS, found.held // 2 if train is None else max(1, found.held - train))
     wanted = train or min(TRAIN_PER_CLASS, max(1, found.held - test_number))
     if wanted + test_number > found.held:
-        default = "" if test is not None else ", the default"
-        least = "" if train is not None else "at least "
+        asked = " and ".join(
+            f"{'at least ' * (value is None)}{number} {what}"
+            for number, value, what in ((wanted, train, "training"), (test_number, test, "test"))
+        )
         raise ValueError(
-            f"train_per_class, test_per_class: asked are {least}{wanted} training and {test_number} test pictures"
-            f"{default}, but {found.smallest} holds {found.held}"
+            f"train_per_class, test_per_class: asked are {asked} pictures, but {found.smallest} holds {found.held}"
         )
     return wanted, test_number
 

@@ -1,6 +1,7 @@
 """Continual ImageNet: one pair of classes after the other, to be told apart."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Evaluation, Schedule, Spec, Task, check_fields
+from tasks.base import Batch, Evaluation, Schedule, Spec, Task, check_fields, largest_divisor
 from tasks.classes import ClassFacts, class_facts, load_classes, title
 from tasks.pictures import PictureData, moments, taken
 
@@ -46,33 +47,46 @@ class ContinualImageNet(Task):
             `cifar100`, ...
         data_dir: where it looks; `None` for the default folder of tensorflow-datasets.
         train_per_class: training pictures of a class; `None`: 600, or what the data have.
-        test_per_class: test pictures of a class; `None`: 100, or what the data have.
-        batch: pictures per step; those left over where it does not divide a task's pictures wait for the next epoch.
+        test_per_class: test pictures of a class; `None`: 100, or up to half of what the data have.
+        batch: pictures per step; those left over where it does not divide a task's pictures wait for the next epoch;
+            `None`: 100, or as many as a task has.
         epochs: passes through a task's pictures.
         head: `reset`: weights and biases of the output layer are set to zero at the first step of every task, as
             published; `keep`: they are not, and nothing but `Batch.boundary` tells of a change; `multi`: every class
             has an output of its own, and the two of the task compete.
         normalisation: of a pixel `p` from 0 to 255: `raw` p; `unit` p / 255; `centred` p / 128 - 1; `standardised`
             (p - mean) / std of its channel over all training pictures. The published one is not documented.
-        evaluations_per_task: how often accuracy on the test pictures is measured in a task, at equal distances.
-        probe_size: how many inputs of the upcoming task the diagnostics see.
+        evaluations_per_task: how often accuracy on the test pictures is measured in a task, at equal distances; `None`:
+            25 times, or as often as divides its steps, at most once an epoch.
+        probe_size: how many inputs of the upcoming task the diagnostics see; `None`: 200, or as many as there are.
     """
 
     dataset: str = "imagenet_resized"
     data_dir: str | None = None
     train_per_class: int | None = None
     test_per_class: int | None = None
-    batch: int = 100
+    batch: int | None = None
     epochs: int = 250
     head: str = "reset"
     normalisation: str = "standardised"
-    evaluations_per_task: int = 25
-    probe_size: int = 200
+    evaluations_per_task: int | None = None
+    probe_size: int | None = None
 
     def __post_init__(self) -> None:
-        per_class = ("train_per_class", "test_per_class")
-        sizes = ("batch", "epochs", "evaluations_per_task", "probe_size")
-        check_fields(self, sizes + per_class, per_class, (), {"head": HEADS, "normalisation": NORMALISATIONS})
+        sizes = ("train_per_class", "test_per_class", "batch", "evaluations_per_task", "probe_size")
+        check_fields(self, ("epochs", *sizes), sizes, (), {"head": HEADS, "normalisation": NORMALISATIONS})
+
+    @functools.cached_property
+    def fitted(self) -> "ContinualImageNet":  # pyright: ignore[reportIncompatibleMethodOverride]
+        pictures = 2 * self._facts.train[1]
+        batch = self.batch or min(100, pictures)
+        steps = self.epochs * (pictures // batch)
+        return dataclasses.replace(
+            self,
+            batch=batch,
+            evaluations_per_task=self.evaluations_per_task or largest_divisor(steps, min(25, self.epochs)),
+            probe_size=self.probe_size or min(200, pictures),
+        )
 
     @property
     def spec(self) -> Spec:
@@ -80,17 +94,18 @@ class ContinualImageNet(Task):
         outputs = len(facts.names) if self.head == "multi" else 2
         accuracies = ("online_accuracy", "test_accuracy", "test_accuracy_in_task")
         failure = dict.fromkeys(accuracies, 0.5) | {"loss": math.log(2)}
-        return Spec(facts.train[2:], outputs, "cross_entropy", self.batch, failure)
+        return Spec(facts.train[2:], outputs, "cross_entropy", self._batch, failure)
 
     @property
     def schedule(self) -> Schedule:
-        change_every = self.epochs * self.steps_per_epoch
-        if change_every % self.evaluations_per_task:
+        change_every, evaluations = self.epochs * self.steps_per_epoch, self.fitted.evaluations_per_task
+        assert evaluations is not None
+        if change_every % evaluations:
             raise ValueError(
-                f"evaluations_per_task: got {self.evaluations_per_task}, which does not divide the {change_every} "
-                f"steps of a task ({self.epochs} epochs of {self.steps_per_epoch})"
+                f"evaluations_per_task: got {evaluations}, which does not divide the {change_every} steps of a task "
+                f"({self.epochs} epochs of {self.steps_per_epoch})"
             )
-        every = change_every // self.evaluations_per_task
+        every = change_every // evaluations
         return Schedule(change_every, every, change_every, self.pairs * change_every)
 
     @property
@@ -100,7 +115,7 @@ class ContinualImageNet(Task):
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the pictures of a task."""
-        return 2 * self._facts.train[1] // self.batch
+        return 2 * self._facts.train[1] // self._batch
 
     @property
     def pairs(self) -> int:
@@ -149,7 +164,7 @@ class ContinualImageNet(Task):
         epoch, position = jnp.divmod(step, self.steps_per_epoch)
         pair = jax.lax.cond(step == 0, lambda: self.pair(state.key, task_number), lambda: state.pair)
         order = jax.lax.cond(position == 0, lambda: self._order(state.key, task_number, epoch), lambda: state.order)
-        index = jax.lax.dynamic_slice_in_dim(order, position * self.batch, self.batch)
+        index = jax.lax.dynamic_slice_in_dim(order, position * self._batch, self._batch)
         x, label = self._pictures(data.train, pair, index, data)
         state = ContinualImageNetState(state.key, pair, order)
         reset_head = (step == 0) if self.head == "reset" else jnp.zeros([], bool)
@@ -169,7 +184,7 @@ class ContinualImageNet(Task):
     def probe_batches(self, state: ContinualImageNetState, clock: jax.Array, data: PictureData) -> dict[str, jax.Array]:
         """The first `probe_size` inputs of the task of step `clock`, `[probe_size, height, width, channels]`."""
         task_number = clock // self.schedule.change_every
-        index = self._order(state.key, task_number, 0)[: self.probe_size]
+        index = self._order(state.key, task_number, 0)[: self.fitted.probe_size]
         return {"": self._pictures(data.train, self.pair(state.key, task_number), index, data)[0]}
 
     def _order(self, key: jax.Array, task_number: jax.Array | int, epoch: jax.Array | int) -> jax.Array:
@@ -190,11 +205,17 @@ class ContinualImageNet(Task):
         return jnp.zeros(self.spec.outputs, bool).at[pair].set(True) if self.head == "multi" else None
 
     @property
+    def _batch(self) -> int:
+        batch = self.fitted.batch
+        assert batch is not None
+        return batch
+
+    @property
     def _facts(self) -> ClassFacts:
         facts = class_facts(self.dataset, self.data_dir, self.train_per_class, self.test_per_class)
         pictures = 2 * facts.train[1]
         for name in ("batch", "probe_size"):
-            if getattr(self, name) > pictures:
+            if (getattr(self, name) or 0) > pictures:
                 raise ValueError(
                     f"{name}: got {getattr(self, name)}, a task of '{self.dataset}' has {pictures} pictures"
                 )

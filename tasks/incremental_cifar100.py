@@ -1,12 +1,13 @@
 """Class-incremental CIFAR-100: all pictures seen so far, and every so often those of some more classes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Batch, Evaluation, Spec, check_fields
+from tasks.base import Batch, Evaluation, Spec, check_fields, largest_divisor
 from tasks.classes import ClassFacts, class_facts, title
 from tasks.growing import (
     PROBED,
@@ -40,9 +41,9 @@ class IncrementalCIFAR100(Growing):
     grows with the classes, from `steps_per_epoch` steps to `increments` times as many. Only the outputs of classes
     seen count (`Batch.class_mask`), in the loss too; a label is the class's own number.
 
-    Of the training pictures of a class the first tenth is for validation (of 500: 50) and never shown; the parameters
-    that do best on those of all classes seen come back at the end of an increment (`select`), and what is measured
-    then is the network that they make. Training pictures are augmented as `tasks.augment.augmented` says.
+    Of the training pictures of a class the first tenth is for validation (of 500: 50; at least one) and never shown;
+    the parameters that do best on those of all classes seen come back at the end of an increment (`select`), and what
+    is measured then is the network that they make. Training pictures are augmented as `tasks.augment.augmented` says.
 
     What is measured, with the labels -1 where a picture does not count:
 
@@ -63,13 +64,14 @@ class IncrementalCIFAR100(Growing):
     Attributes:
         dataset: a name that `tasks.classes.load_classes` knows.
         data_dir: where it looks; `None` for the default folder of tensorflow-datasets.
-        classes_per_increment: how many classes come at a time.
-        increments: how often.
+        classes_per_increment: how many classes come at a time; `None`: 5, or all.
+        increments: how often; `None`: 20 times, or as often as there are classes for.
         epochs: passes through an increment's pictures.
         train_per_class: training pictures of a class, the tenth for validation included: 500 are 450 + 50, 100 are
             90 + 10; `None` for all that the data have.
         test_per_class: test pictures of a class; `None` for all.
-        batch: pictures per step; has to divide the training pictures of `classes_per_increment` classes.
+        batch: pictures per step; has to divide the training pictures of `classes_per_increment` classes; `None`: 90, or
+            the largest number below that does.
         step_sizes: `published`: times 1, 0.2, 0.04 and 0.008 from epochs 0, 60, 120 and 160 of 200 on, anew in every
             increment, and at the same shares of an increment of another length; `constant`: as they are.
         augment: whether training pictures are augmented.
@@ -89,12 +91,12 @@ class IncrementalCIFAR100(Growing):
 
     dataset: str = "cifar100"
     data_dir: str | None = None
-    classes_per_increment: int = 5
-    increments: int = 20
+    classes_per_increment: int | None = None
+    increments: int | None = None
     epochs: int = 200
     train_per_class: int | None = None
     test_per_class: int | None = None
-    batch: int = 90
+    batch: int | None = None
     step_sizes: str = "published"
     augment: bool = True
     augment_test: bool = False
@@ -106,11 +108,13 @@ class IncrementalCIFAR100(Growing):
     probe_size: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = ("classes_per_increment", "increments", "epochs", "batch")
-        optional = ("train_per_class", "test_per_class", "evaluation_size_in_task", "probe_size")
+        per_class = ("train_per_class", "test_per_class")
+        optional = ("classes_per_increment", "increments", "batch", *per_class, "evaluation_size_in_task", "probe_size")
         switches = ("augment", "augment_test", "select", "probe_in_training", "cumulative")
-        check_fields(self, sizes + optional, optional, switches, {"step_sizes": STEP_SIZES, "accuracy": ACCURACIES})
-        if self.cumulative and self.increments > 1 and self.epochs % 2:
+        check_fields(
+            self, ("epochs", *optional), optional, switches, {"step_sizes": STEP_SIZES, "accuracy": ACCURACIES}
+        )
+        if self.cumulative and self.increments != 1 and self.epochs % 2:
             raise ValueError(
                 f"epochs: got {self.epochs}, allowed are even numbers with cumulative=True, where the second increment "
                 "lasts one and a half times as many"
@@ -121,20 +125,26 @@ class IncrementalCIFAR100(Growing):
                 "accuracy=best_epoch, for which every epoch is measured on all test pictures"
             )
 
+    @functools.cached_property
+    def fitted(self) -> "IncrementalCIFAR100":  # pyright: ignore[reportIncompatibleMethodOverride]
+        some, increments, batch = self._sizes(self._facts)
+        return dataclasses.replace(self, classes_per_increment=some, increments=increments, batch=batch)
+
     @property
     def spec(self) -> Spec:
         facts = self._facts
         accuracies = ("online_accuracy", "validation_accuracy", "test_accuracy_in_task", *self._at_the_end)
         classes = len(facts.names)
-        return Spec(facts.train[2:], classes, "cross_entropy", self.batch, chances(classes, accuracies))
+        return Spec(facts.train[2:], classes, "cross_entropy", self._sizes(facts)[2], chances(classes, accuracies))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
+        some, increments, batch = self._sizes(self._facts)
         pictures = self._facts.train[1] - self.validation_per_class
-        numbers = range(1, self.increments + 1)
+        numbers = range(1, increments + 1)
         epochs = [self.epochs * (t + 1) // 2 if self.cumulative else self.epochs for t in numbers]
-        classes = [self.classes_per_increment * t for t in numbers]
-        return tuple(Stage(c, pictures, e, c * pictures // self.batch) for c, e in zip(classes, epochs, strict=True))
+        classes = [some * t for t in numbers]
+        return tuple(Stage(c, pictures, e, c * pictures // batch) for c, e in zip(classes, epochs, strict=True))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -143,7 +153,7 @@ class IncrementalCIFAR100(Growing):
 
     @property
     def validation_per_class(self) -> int:
-        return self._facts.train[1] // 10
+        return self._validation_of(self._facts.train[1])
 
     @property
     def selects(self) -> bool:
@@ -155,7 +165,8 @@ class IncrementalCIFAR100(Growing):
         each = f"{self.epochs} epochs each"
         epochs = f"increment t lasts {self.epochs} (t + 1) / 2 epochs" if self.cumulative else each
         pictures = f"{facts.train[1] - validation} + {validation} pictures a class, {facts.test[1]} to test"
-        classes = f"{self.increments} increments of {self.classes_per_increment} classes of {title(self.dataset)}"
+        some, increments, _ = self._sizes(facts)
+        classes = f"{increments} increments of {some} classes of {title(self.dataset)}"
         said = {
             "published: 200 epochs": self.epochs != 200,
             "published: 450 + 50 pictures": facts.train[1] != 500,
@@ -201,8 +212,8 @@ class IncrementalCIFAR100(Growing):
         Training and validation pictures, not augmented, `[probe_size, height, width, channels]`.
         """
         now, (classes, each) = self.now(clock), data.train.shape[:2]
-        begins = (now.stage.classes - self.classes_per_increment) * each
-        number = self.probe_size or min(PROBED, self.classes_per_increment * each)
+        begins = (now.stage.classes - self._some) * each
+        number = self.probe_size or min(PROBED, self._some * each)
 
         def chosen(low, high):
             index = shuffled(probe_key(state.key, now), classes * each, low, high)[:number]
@@ -222,7 +233,7 @@ class IncrementalCIFAR100(Growing):
 
     def _counted_in_the_end(self, now: Now):
         """Every metric on all test pictures: of the classes whose place lies in a stretch of so many."""
-        seen, some = now.stage.classes, self.classes_per_increment
+        seen, some = now.stage.classes, self._some
         stretches = ((0, seen), (seen - some, some), ((seen - some) // 2, some), (0, some))
 
         def counted(first, length):
@@ -245,25 +256,38 @@ class IncrementalCIFAR100(Growing):
         passed = 10 * now.epoch >= np.array(_SHARES_OF_TEN, np.int32) * now.stage.epochs
         return jnp.array(_SCALES, jnp.float32)[jnp.sum(passed, dtype=jnp.int32)]
 
+    def _sizes(self, facts: ClassFacts) -> tuple[int, int, int]:
+        """Classes of an increment, increments, and pictures of a step, as asked or as the data allow."""
+        classes, each = len(facts.names), facts.train[1]
+        some = self.classes_per_increment or min(5, classes)
+        increments = self.increments or max(1, min(20, classes // some))
+        return some, increments, self.batch or largest_divisor(some * (each - self._validation_of(each)), 90)
+
+    def _validation_of(self, each: int) -> int:
+        """How many of `each` training pictures are for validation: a tenth, at least one where they select."""
+        return each // 10 or int(self.select and each > 1)
+
+    @property
+    def _some(self) -> int:
+        return self._sizes(self._facts)[0]
+
     @property
     def _facts(self) -> ClassFacts:
         facts = class_facts(self.dataset, self.data_dir, self.train_per_class, self.test_per_class)
         classes, each, name = len(facts.names), facts.train[1], f"'{self.dataset}'"
-        some = self.classes_per_increment
-        if some * self.increments > classes:
-            raise ValueError(f"increments: got {self.increments} of {some} classes, {name} has {classes} classes")
-        if self.select and each < 10:
+        some, increments, batch = self._sizes(facts)
+        if some * increments > classes:
+            which = "classes_per_increment" if self.increments is None else "increments"
+            raise ValueError(f"{which}: got {increments} of {some} classes, {name} has {classes} classes")
+        if self.select and each < 2:
             raise ValueError(
-                f"train_per_class: {each} pictures have no tenth for validation; allowed are 10 and more, or "
-                "select=False"
+                "train_per_class: 1 picture has no part for validation; allowed are 2 and more, or select=False"
             )
-        pictures = some * (each - each // 10)
-        if pictures % self.batch:
-            fitting = sorted(
-                (n for n in range(1, pictures + 1) if pictures % n == 0), key=lambda n: abs(n - self.batch)
-            )
+        pictures = some * (each - self._validation_of(each))
+        if pictures % batch:
+            fitting = sorted((n for n in range(1, pictures + 1) if pictures % n == 0), key=lambda n: abs(n - batch))
             raise ValueError(
-                f"batch: got {self.batch}, which does not divide the {pictures} training pictures of {some} classes; "
+                f"batch: got {batch}, which does not divide the {pictures} training pictures of {some} classes; "
                 f"allowed are for example {', '.join(str(n) for n in sorted(fitting[:4]))}"
             )
         check_sizes(

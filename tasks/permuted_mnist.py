@@ -60,8 +60,8 @@ class PermutedMNIST(Task):
         batch: images per step.
         change_every: steps per task; `None` for one pass through the training images.
         evaluate: whether to measure accuracy on held-out images at the end of every task.
-        evaluation_size: how many test images that uses, always the same.
-        probe_size: how many inputs of the upcoming task the diagnostics see.
+        evaluation_size: how many test images that uses, always the same; `None`: 1000, or all.
+        probe_size: how many inputs of the upcoming task the diagnostics see; `None`: 2000, or all.
     """
 
     dataset: str = "mnist"
@@ -69,12 +69,21 @@ class PermutedMNIST(Task):
     batch: int = 1
     change_every: int | None = None
     evaluate: bool = True
-    evaluation_size: int = 1000
-    probe_size: int = 2000
+    evaluation_size: int | None = None
+    probe_size: int | None = None
 
     def __post_init__(self):
         sizes = ("batch", "change_every", "evaluation_size", "probe_size")
-        check_fields(self, sizes, ("change_every",), ("evaluate",))
+        check_fields(self, sizes, sizes[1:], ("evaluate",))
+
+    @functools.cached_property
+    def fitted(self) -> "PermutedMNIST":  # pyright: ignore[reportIncompatibleMethodOverride]
+        facts = self._facts
+        return dataclasses.replace(
+            self,
+            evaluation_size=self.evaluation_size or min(1000, facts.test_examples),
+            probe_size=self.probe_size or min(2000, facts.examples),
+        )
 
     @property
     def spec(self) -> Spec:
@@ -98,7 +107,7 @@ class PermutedMNIST(Task):
         """Flattened images and their labels, the evaluation's test images chosen by a fixed shuffle."""
         images = load_images(self.dataset, self.data_dir)
         self._facts  # noqa: B018 -- raises where a size does not fit this data
-        chosen = np.random.default_rng(0).permutation(len(images.test_x))[: self.evaluation_size]
+        chosen = np.random.default_rng(0).permutation(len(images.test_x))[: self.fitted.evaluation_size]
         test_x = images.test_x[chosen].reshape(len(chosen), -1)
         train_x = images.train_x.reshape(len(images.train_x), -1)
         return PermutedMNISTData(train_x, np.asarray(images.train_y), test_x, np.asarray(images.test_y[chosen]))
@@ -161,7 +170,7 @@ class PermutedMNIST(Task):
     ) -> dict[str, jax.Array]:
         """The first `probe_size` inputs of the task of step `clock`, `[probe_size, pixels]`."""
         task_number = clock // self.schedule.change_every
-        index = self.order(state.key, task_number)[: self.probe_size]
+        index = self.order(state.key, task_number)[: self.fitted.probe_size]
         return {"": _permuted(_rows(data.train_x, index), self.permutation(state.key, task_number))}
 
     @property
@@ -173,7 +182,7 @@ class PermutedMNIST(Task):
         facts = _facts(self.dataset, self.data_dir)
         limits = {"batch": facts.examples, "probe_size": facts.examples, "evaluation_size": facts.test_examples}
         for name, limit in limits.items():
-            if getattr(self, name) > limit:
+            if (getattr(self, name) or 0) > limit:
                 raise ValueError(f"{name}: got {getattr(self, name)}, '{self.dataset}' allows 1 to {limit}")
         return facts
 

@@ -1,6 +1,7 @@
 """Warm start: a part of the pictures first, then all of them; does what was learned before help or hurt?"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class WarmStart(Growing):
         test_per_class: test pictures of a class; `None` for all.
         share: of the training pictures of every class, which the first task shows; rounded to whole pictures.
         epochs: passes through a task's pictures.
-        batch: pictures per step.
+        batch: pictures per step; `None`: 128, or as many as the first task has.
         augment: whether training pictures are augmented, as `tasks.augment.augmented` says.
         evaluation_size_in_task: on how many test pictures of each class `test_accuracy_in_task` is measured; `None`:
             all.
@@ -63,29 +64,33 @@ class WarmStart(Growing):
     test_per_class: int | None = None
     share: float = 0.5
     epochs: int = 350
-    batch: int = 128
+    batch: int | None = None
     augment: bool = False
     evaluation_size_in_task: int | None = None
     probe_size: int | None = None
 
     def __post_init__(self) -> None:
-        optional = ("classes", "train_per_class", "test_per_class", "evaluation_size_in_task", "probe_size")
-        check_fields(self, ("epochs", "batch", *optional), optional, ("augment",))
+        optional = ("classes", "batch", "train_per_class", "test_per_class", "evaluation_size_in_task", "probe_size")
+        check_fields(self, ("epochs", *optional), optional, ("augment",))
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
         if not number or not 0 < self.share < 1:
             raise ValueError(f"share: got {self.share!r}, allowed are numbers between 0 and 1, both excluded")
+
+    @functools.cached_property
+    def fitted(self) -> "WarmStart":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return dataclasses.replace(self, batch=self._batch)
 
     @property
     def spec(self) -> Spec:
         facts, classes = self._facts, self._number
         failure = chances(classes, ("online_accuracy", "test_accuracy", "test_accuracy_in_task"))
-        return Spec(facts.train[2:], classes, "cross_entropy", self.batch, failure)
+        return Spec(facts.train[2:], classes, "cross_entropy", self._batch, failure)
 
     @property
     def stages(self) -> tuple[Stage, Stage]:
         classes, each = self._number, self._facts.train[1]
         first, all_of_them = (
-            Stage(classes, n, self.epochs, classes * n // self.batch) for n in (_part(each, self.share), each)
+            Stage(classes, n, self.epochs, classes * n // self._batch) for n in (_part(each, self.share), each)
         )
         return first, all_of_them
 
@@ -131,6 +136,10 @@ class WarmStart(Growing):
     @property
     def _number(self) -> int:
         return self.classes or len(self._facts.names)
+
+    @property
+    def _batch(self) -> int:
+        return self.batch or min(128, self._number * _part(self._facts.train[1], self.share))
 
     @property
     def _facts(self) -> ClassFacts:

@@ -23,7 +23,10 @@ from absl import flags
 import plastic_jax
 from launch import train
 from launch.config.experiment import resolve
-from launch.config.syntax import parse_methods
+from launch.config.methods import METHODS, MethodSpec
+from launch.config.registry import LEARNERS, TASKS
+from launch.config.signatures import read_fields
+from launch.config.syntax import parse_call, parse_methods
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -138,6 +141,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("shrink_and_perturb", plastic_jax.published_shrink_and_perturb),
         ("shrink_and_perturb", plastic_jax.shrink_and_perturb_at_boundary),
         ("weight_decay", plastic_jax.weight_decay),
+        ("l2_init", plastic_jax.l2_init),
         ("adam", plastic_jax.adam),
     ],
 )
@@ -165,6 +169,72 @@ def test_code_of_the_pages_runs(page):
     shown = re.findall(r"^```text\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     for text in shown:
         assert text in printed.getvalue()
+
+
+KINDS = {
+    **{name: spec for spec in METHODS.values() for name in (spec.name, *spec.aliases)},
+    **{name: spec for spec in TASKS.values() for name in (spec.name, *spec.aliases)},
+    **LEARNERS,
+}
+"""What a page may write as `name(setting=value)`."""
+
+
+def settings_of(name):
+    """The settings that a method, a task or a learner has, out of its source."""
+    kind = KINDS[name]
+    if isinstance(kind, MethodSpec):
+        return {*kind.settings, *(kind.signature.parameters if kind.signature else ())}
+    return set(read_fields(kind if isinstance(kind, str) else kind.code).defaults)
+
+
+def calls(page):
+    """Every `name(setting=value,...)` of a page that is a method, a task or a learner."""
+    found = re.findall(r"\b(\w+)\((\w+=[^()`]*(?:\([^()`]*\)[^()`]*)*)\)", page.read_text())
+    return [
+        (name, parse_call("", f"{name}({inside})")) for name, inside in found if name in KINDS and "..." not in inside
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_settings_that_a_page_names_exist_and_are_allowed(page):
+    for name, call in calls(page):
+        assert set(call.settings) <= settings_of(name), (name, call.settings)
+        kind = KINDS[name]
+        for setting, value in call.settings.items():
+            if isinstance(kind, MethodSpec) and setting in kind.settings and setting != "utility":
+                kind.settings[setting].checked(f"{page.name}: {name}.{setting}", value)
+
+
+def test_pages_name_settings():
+    """So that the test above has something to look at."""
+    assert sum(len(calls(page)) for page in DOCS.rglob("*.md")) > 15
+
+
+def test_which_method_weighs_every_method_and_every_study():
+    text = (DOCS / "which_method.md").read_text()
+    pages = {page.stem for page in (DOCS / "methods").glob("*.md")} - {"utilities", "head_reset", "dropout"}
+    assert {page for page in pages if f"methods/{page}.md" not in text} == set()
+    studies = {folder.name for folder in (ROOT / "results").iterdir() if folder.is_dir()} - {"resume", "benchmarks"}
+    assert {study for study in studies if f"results/{study}/" not in text} == set()
+
+
+def test_every_method_of_the_library_has_a_page():
+    pages = "".join(page.read_text() for page in (DOCS / "methods").glob("*.md"))
+    assert {spec.name for spec in METHODS.values() if spec.factory and f"`{spec.name}`" not in pages} <= {
+        "l2",
+        "decoupled_weight_decay",
+    }
+
+
+def test_every_trap_is_listed_and_told_with_what_is_done_here():
+    text = (DOCS / "traps.md").read_text()
+    listed, told = re.findall(r"^\| \[(\d+)\]", text, re.MULTILINE), re.split(r"^## (\d+)\.", text, flags=re.MULTILINE)
+    assert listed == told[1::2]
+    assert [number for number, section in zip(told[1::2], told[2::2], strict=True) if "**Here.**" not in section] == []
+    presets = re.findall(r"`--preset=(\w+)`", text)
+    assert presets and all(any(preset in spec.presets for spec in TASKS.values()) for preset in presets)
 
 
 def train_commands():

@@ -175,7 +175,7 @@ def _winner(run: Run, metric: str, window: float) -> Winner:
 def _limits(method: str, name: str) -> tuple[float, ...]:
     from launch.config.methods import METHODS  # brings JAX, which figures do without
 
-    number = METHODS[method].numbers.get(name) if method in METHODS else None
+    number = METHODS[method].hyperparameters.get(name) if method in METHODS else None
     return (number.low, number.high) if number else ()
 
 

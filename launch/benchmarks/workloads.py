@@ -13,7 +13,8 @@ import numpy as np
 
 from launch.benchmarks.device_rates import CONVNET, PPO, RESNET
 from launch.config.experiment import Experiment, Plan, lane_keys, resolve
-from launch.config.registry import TASKS
+from launch.config.presets import CORRECTED
+from launch.config.registry import TASKS, TaskSpec
 from launch.engine.build import hyper_arrays, job_program
 from launch.engine.lane_program import acting
 from launch.engine.loop import chunk_length, compiled_chunk, initial
@@ -70,9 +71,13 @@ class RandomIncrements(IncrementalCIFAR100):
         return PictureData(_random(facts.train), _random(facts.test), *np.full((2, 3), 128, np.float32))
 
 
-RANDOM_PAIRS = dataclasses.replace(TASKS["continual_imagenet"], name="random_pairs", make=RandomPairs)
-RANDOM_INCREMENTS = dataclasses.replace(TASKS["incremental_cifar100"], name="random_increments", make=RandomIncrements)
-RANDOM_IMAGES = dataclasses.replace(TASKS[MNIST], name="random_images", make=RandomImages, aliases=())
+def _random_spec(task: str, name: str, make: type) -> TaskSpec:
+    return dataclasses.replace(TASKS[task], name=name, make=make, preset_file=task)
+
+
+RANDOM_PAIRS = _random_spec("continual_imagenet", "random_pairs", RandomPairs)
+RANDOM_INCREMENTS = _random_spec("incremental_cifar100", "random_increments", RandomIncrements)
+RANDOM_IMAGES = _random_spec(MNIST, "random_images", RandomImages)
 
 
 @functools.cache
@@ -101,7 +106,7 @@ class Case:
     method: str
     lanes: int
     steps: int
-    preset: str = "sound"
+    preset: str = CORRECTED
 
     @property
     def name(self) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from launch.config.syntax import value_text
 from launch.errors import InputError
-from launch.storage.checkpoint import Checkpoints, verify
-from launch.storage.run_folder import read_meta, run_names, seeds_text, unit_folders
+from launch.storage.run_folder import read_meta, run_names, seeds_text
 
 FLAG = "--branch_from"
 # Beside the task's own settings: what the streams, the bins and the states that are handed on are shaped by.
@@ -80,33 +79,6 @@ def _label_folder(place: Path) -> Path:
             f"{FLAG}: {place} holds several runs; write {place}/LABEL@STEP with one of {', '.join(labels)}"
         )
     return place / labels[0]
-
-
-def _check_step(folder: Path, meta: Mapping[str, Any], step: int) -> None:
-    found = [_steps(unit) for unit in unit_folders(folder, meta)]
-    common = sorted(set.intersection(*found)) if found else []
-    if step not in common:
-        there = ", ".join(map(str, common)) or "none"
-        raise InputError(
-            f"{FLAG}: {folder} has no checkpoint of step {step} (there: {there}); keep one with --checkpoint_at={step}"
-        )
-
-
-def _steps(unit: Path) -> set[int]:
-    return set(Checkpoints(unit).steps())
-
-
-def check_readable(source: Source) -> None:
-    """Refuse a source of which a checkpoint is missing or damaged.
-
-    Raises:
-        InputError: there is none of that step, or one is not as it was written.
-    """
-    _check_step(source.folder, source.meta, source.step)
-    for unit in unit_folders(source.folder, source.meta):
-        problem = verify(unit / str(source.step))
-        if problem:
-            raise InputError(f"{FLAG}: {unit / str(source.step)}: damaged: {problem}")
 
 
 def check_fits(source: Source, settings: Mapping[str, Any], seeds: Iterable[int], steps: int) -> None:

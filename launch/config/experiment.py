@@ -4,21 +4,25 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-import jax
+from typing import TYPE_CHECKING, Any
 
 from launch.config.branch import Source, check_fits, find_source
 from launch.config.identity import text_of
-from launch.config.methods import MethodSpec
-from launch.config.registry import TaskSpec, find_learner, find_method, find_network, find_task
+from launch.config.methods import MethodSpec, find_method
+from launch.config.presets import ALIASES, CORRECTED
+from launch.config.registry import TaskSpec, find_learner, find_task
 from launch.config.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
 from launch.errors import InputError, unknown
-from plastic_jax.learners.ppo import PPOSettings
-from tasks.base import MOST_STEPS, Environment, Task
+
+if TYPE_CHECKING:  # JAX takes seconds to import, and is needed once there is something to run
+    import flax.linen as nn
+    import jax
+
+    from plastic_jax.learners.ppo import PPOSettings
+    from tasks.base import Environment, Task
 
 MOST_LANES = 1_000_000
+OLD_NAMES = {"history": "log_size"}  # of settings, as commands and run folders from before have them
 SHORT_GRID = 5  # steps between evaluations, below which a run is told to be slow
 
 
@@ -32,7 +36,7 @@ class Experiment:
         seeds: the lanes' seeds.
         steps: length in updates; or give `tasks`; the task's own default where both are `None`.
         tasks: length in tasks.
-        preset: `"sound"`, `"published"` or another that the task has.
+        preset: `"corrected"` (also called `"sound"`), `"published"` or another that the task has.
         set: `[METHOD.]NAME=VALUE` settings.
         sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried.
         network: `name(setting=value,...)`; the task's own where empty.
@@ -50,7 +54,7 @@ class Experiment:
     seeds: tuple[int, ...] = tuple(range(30))
     steps: int | None = None
     tasks: int | None = None
-    preset: str = "sound"
+    preset: str = CORRECTED
     set: tuple[str, ...] = ()
     sweep: tuple[str, ...] = ()
     network: str = ""
@@ -89,7 +93,7 @@ class Job:
     method: MethodSpec
     static: Mapping[str, Any]
     lanes: tuple[Lane, ...]
-    network: nn.Module
+    network: "nn.Module"
     called: str
 
 
@@ -106,16 +110,18 @@ class Plan:
         jobs: one per label.
         source: the checkpoint that the runs go on from, or `None`.
         learner: how the task is learned; `None` for a stream.
+        chosen: sizes that nobody asked for, as they fit the data or each other.
     """
 
     experiment: Experiment
     spec: TaskSpec
-    task: Task | Environment
+    task: "Task | Environment"
     steps: int
     bin: int
     jobs: tuple[Job, ...]
     source: Source | None = None
-    learner: PPOSettings | None = None
+    learner: "PPOSettings | None" = None
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def stride(self) -> int:
@@ -148,7 +154,7 @@ class Plan:
             **{f"task.{name}": _plain(getattr(self.task, name)) for name in fields},
             "network": text_of(job.network),
             **({} if self.learner is None else {f"learner.{n}": v for n, v in vars(self.learner).items()}),
-            "preset": self.experiment.preset,
+            "preset": ALIASES.get(self.experiment.preset, self.experiment.preset),
             "steps": self.steps,
             "bin": self.bin,
             "method": job.method.name,
@@ -164,18 +170,18 @@ def resolve(experiment: Experiment) -> Plan:
     Raises:
         InputError: one line naming the flag, the value, what is allowed and the nearest match.
     """
-    spec, task = find_task(parse_call("--task", experiment.task), experiment.preset)
+    spec, asked = find_task(parse_call("--task", experiment.task), experiment.preset)
     if not experiment.seeds:
         raise InputError("--seeds: there must be at least one seed")
     if len(set(experiment.seeds)) < len(experiment.seeds) or min(experiment.seeds) < 0:
         raise InputError(f"--seeds: {experiment.seeds} are not different numbers from 0 on")
     try:
+        task = asked.fitted
         task.spec, task.schedule  # noqa: B018 -- shapes and lengths may come from the data
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
-    learner = find_learner(
-        spec, parse_call("--learner", experiment.learner) if experiment.learner else None, experiment.preset
-    )
+    call = parse_call("--learner", experiment.learner) if experiment.learner else None
+    learner = find_learner(spec, task, call, experiment.preset)
     stride = _stride(learner)
     steps = _length(experiment, spec, task, stride)
     bin_size = (spec.bin or _finest_period(task)) if experiment.bin is None else experiment.bin
@@ -189,7 +195,7 @@ def resolve(experiment: Experiment) -> Plan:
     _check_owners(experiment, spec, entries)
     jobs = tuple(_job(experiment, spec, task, entry) for entry in entries)
     source = find_source(experiment.branch_from) if experiment.branch_from else None
-    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source, learner)
+    plan = Plan(experiment, spec, task, steps, bin_size, jobs, source, learner, _chosen(asked, task, learner, call))
     for job in jobs if source else ():
         check_fits(source, plan.settings(job), experiment.seeds, steps)
     return plan
@@ -238,7 +244,7 @@ def warnings(plan: Plan) -> list[str]:
                 f"{max(numbers):g} is not below the {updates} {word} of the run"
             )
     every = plan.task.schedule.change_every
-    if isinstance(plan.task, Environment) and plan.task.changes and plan.steps <= every:
+    if getattr(plan.task, "changes", False) and plan.steps <= every:
         lines.append(
             f"{plan.spec.name}: nothing changes in {plan.steps} steps; the first change is due at step {every}"
         )
@@ -251,7 +257,16 @@ def warnings(plan: Plan) -> list[str]:
     return lines
 
 
-def _stride(learner: PPOSettings | None) -> int:
+def _chosen(asked: Any, task: Any, learner: "PPOSettings | None", call: Call | None) -> dict[str, Any]:
+    """What a task has made of its sizes that were left to it, and the rollout if that was."""
+    names = [f.name for f in dataclasses.fields(asked) if f.init and getattr(asked, f.name) is None]
+    chosen = {name: getattr(task, name) for name in names if getattr(task, name) is not None}
+    if learner is not None and (call is None or "rollout" not in call.settings):
+        chosen["rollout"] = learner.rollout
+    return chosen
+
+
+def _stride(learner: "PPOSettings | None") -> int:
     return 1 if learner is None else learner.rollout
 
 
@@ -260,12 +275,14 @@ def _whole(steps: int, stride: int) -> int:
     return -(-steps // stride) * stride
 
 
-def _finest_period(task: Task | Environment) -> int:
+def _finest_period(task: "Task | Environment") -> int:
     return task.schedule.evaluate_every or task.schedule.change_every
 
 
-def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment, stride: int) -> int:
+def _length(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", stride: int) -> int:
     """Steps of the run, a multiple of the stride."""
+    from tasks.base import MOST_STEPS
+
     if experiment.steps is not None and experiment.tasks is not None:
         raise InputError("--steps and --tasks: give one of them")
     for flag, value in (("--steps", experiment.steps), ("--tasks", experiment.tasks)):
@@ -286,7 +303,7 @@ def _length(experiment: Experiment, spec: TaskSpec, task: Task | Environment, st
     return whole
 
 
-def _job(experiment: Experiment, spec: TaskSpec, task: Task | Environment, entry: Entry) -> Job:
+def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", entry: Entry) -> Job:
     method = _method(spec, entry)
     hyper, static = _settings(experiment, spec, entry, method)
     swept = _swept(experiment, entry.label, method)
@@ -298,6 +315,8 @@ def _job(experiment: Experiment, spec: TaskSpec, task: Task | Environment, entry
         for values in itertools.product(*swept.values())
         for seed in experiment.seeds
     )
+    from launch.config.networks import find_network
+
     network = find_network(
         parse_call("--network", method.network or experiment.network or spec.network), task.spec.outputs
     )
@@ -309,7 +328,7 @@ def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
     method = find_method(entry.call)
     if spec.learner and (method.dropout or method.fresh_head or method.network):
         raise InputError(f"--methods: {method.name} is for streams of examples, not for {spec.name}")
-    return dataclasses.replace(method, numbers={**method.numbers, **spec.numbers}) if spec.learner else method
+    return dataclasses.replace(method, more={**method.more, **spec.hyperparameters}) if spec.learner else method
 
 
 def _plain(value: Any) -> Any:
@@ -320,42 +339,40 @@ def _plain(value: Any) -> Any:
 def _settings(
     experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    given = {name: ("--preset", v) for name, v in spec.presets.get(experiment.preset, {}).get(method.name, {}).items()}
-    given |= {name: ("--methods", value) for name, value in entry.call.settings.items()}
+    given = {name: ("--preset", value) for name, value in spec.preset(experiment.preset).of(method).items()}
+    given |= {OLD_NAMES.get(name, name): ("--methods", value) for name, value in entry.call.settings.items()}
     for text in experiment.set:
-        owner, name, value = parse_setting("--set", text)
-        if _knows(method, name) and owner in ("", method.name, entry.label, entry.call.name):
+        owner, name, value = _assignment("--set", text)
+        if name in method.settings and owner in ("", method.name, entry.label, entry.call.name):
             given[name] = ("--set", parse_value(value))
-    hyper = {name: float(number.default) for name, number in method.numbers.items()}
-    static = {name: choice.default for name, choice in method.static.items()}
+    values = {name: setting.default for name, setting in method.settings.items()}
     for name, (flag, value) in given.items():
-        if name in method.numbers:
-            hyper[name] = _checked_number(f"{flag}: {entry.label}", method, name, value)
-        elif name in method.static:
-            static[name] = _checked_choice(f"{flag}: {entry.label}", method, name, value)
-        else:
-            raise unknown(f"{flag}: setting of {entry.label}", name, [*method.numbers, *method.static])
-    return hyper, static
-
-
-def _knows(method: MethodSpec, name: str) -> bool:
-    return name in method.numbers or name in method.static
+        if name not in method.settings:
+            raise unknown(f"{flag}: setting of {entry.label}", name, method.settings)
+        values[name] = method.settings[name].checked(f"{flag}: {entry.label}.{name}", value)
+    hyper = {name: float(values[name]) for name in method.hyperparameters}
+    return hyper, {name: values[name] for name in method.options}
 
 
 def _swept(experiment: Experiment, label: str, method: MethodSpec) -> dict[str, list[float]]:
     swept = {}
     for text in experiment.sweep:
-        owner, name, value = parse_setting("--sweep", text)
+        owner, name, value = _assignment("--sweep", text)
         if owner not in ("", method.name, label):
             continue
-        if name in method.static:
+        if name in method.options:
             raise InputError(
-                f"--sweep: {name} is a choice, not a number; give a label to each: a={method.name}({name}=...),b=..."
+                f"--sweep: {name} is an option, not a number; give a label to each: a={method.name}({name}=...),b=..."
             )
-        if name in method.numbers:
+        if name in method.hyperparameters:
             values = parse_sweep_values("--sweep", value)
-            swept[name] = [_checked_number(f"--sweep: {label}", method, name, v) for v in values]
+            swept[name] = [method.hyperparameters[name].checked(f"--sweep: {label}.{name}", v) for v in values]
     return swept
+
+
+def _assignment(flag: str, text: str) -> tuple[str, str, str]:
+    owner, name, value = parse_setting(flag, text)
+    return owner, OLD_NAMES.get(name, name), value
 
 
 def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) -> None:
@@ -364,39 +381,20 @@ def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) 
     for entry in entries:
         method = _method(spec, entry)
         for owner in ("", entry.label, entry.call.name, method.name):
-            owned.setdefault(owner, set()).update(method.numbers, method.static)
+            owned.setdefault(owner, set()).update(method.settings)
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
         for text in texts:
-            owner, name, _ = parse_setting(flag, text)
+            owner, name, _ = _assignment(flag, text)
             if owner not in owned:
                 raise unknown(f"{flag}: method", owner, owned.keys() - {""})
             if name not in owned[owner]:
                 raise unknown(f"{flag}: setting{' of ' * bool(owner)}{owner}", name, owned[owner])
 
 
-def _checked_number(where: str, method: MethodSpec, name: str, value: Any) -> float:
-    number = method.numbers[name]
-    allowed = f"a {'whole ' if number.integer else ''}number from {number.low:g} to {number.high:.10g}"
-    if isinstance(value, int) and abs(value) > 1e300:
-        raise InputError(f"{where}.{name}: the number is not {allowed}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where}.{name}: '{value}' is not {allowed}")
-    if not number.low <= value <= number.high or (number.integer and value != int(value)):
-        raise InputError(f"{where}.{name}: {value:g} is not {allowed}")
-    return float(value)
-
-
-def _checked_choice(where: str, method: MethodSpec, name: str, value: Any) -> Any:
-    choice = method.static[name]
-    if choice.allowed and value not in choice.allowed:
-        raise unknown(f"{where}.{name}", str(value), [str(a) for a in choice.allowed])
-    if choice.kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < choice.low):
-        raise InputError(f"{where}.{name}: '{value}' is not {choice.whole_numbers}")
-    return value
-
-
-def lane_keys(lanes: tuple[Lane, ...]) -> jax.Array:
+def lane_keys(lanes: tuple[Lane, ...]) -> "jax.Array":
     """One typed key per lane, made from its seed alone."""
+    import jax
+
     return jax.vmap(jax.random.key)(jax.numpy.asarray([lane.seed for lane in lanes], jax.numpy.uint32))
 
 

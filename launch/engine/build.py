@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from launch.config.experiment import Job, Lane, Plan
-from launch.config.methods import BuildContext, Number
+from launch.config.hyperparameters import Hyperparameter
+from launch.config.methods import BuildContext
 from launch.engine.lane_program import Program, acting, ppo_program, supervised_program
 from launch.engine.loop import measured
 from launch.engine.memory import Memory, memory
@@ -208,7 +209,7 @@ def metric_names(plan: Plan, job: Job) -> list[str]:
 def abstract_carry(plan: Plan, job: Job) -> tuple[Any, Any, Any]:
     """Shapes of one lane's carry, of its numbers, and of the data."""
     data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), load_data(plan))
-    hyper = {name: jax.ShapeDtypeStruct((), _dtype(number)) for name, number in job.method.numbers.items()}
+    hyper = {name: jax.ShapeDtypeStruct((), _dtype(number)) for name, number in job.method.hyperparameters.items()}
     return jax.eval_shape(job_program(plan, job).init, _key(), hyper, data), hyper, data
 
 
@@ -226,11 +227,11 @@ def hyper_arrays(job: Job, lanes: Sequence[Lane]) -> dict[str, np.ndarray]:
     """The lanes' numbers by name, `[lane]`."""
     return {
         name: np.asarray([lane.hyper[name] for lane in lanes]).astype(_dtype(number))
-        for name, number in job.method.numbers.items()
+        for name, number in job.method.hyperparameters.items()
     }
 
 
-def _dtype(number: Number) -> Any:
+def _dtype(number: Hyperparameter) -> Any:
     return np.int32 if number.integer else np.float32
 
 

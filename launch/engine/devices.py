@@ -1,20 +1,18 @@
 """Several devices: lanes side by side, or one batch in parts. The one place that knows how work is laid on devices."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from launch.config.flags import Parallel
 from launch.storage.leaves import with_keys
 
 AXIS = "devices"
 """Name of the mapped axis."""
-
-Parallel = Literal["lanes", "batch"]
-"""`lanes`: every device has lanes of its own; `batch`: all devices share every lane's batch."""
 
 
 class Devices(NamedTuple):

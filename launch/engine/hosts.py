@@ -5,24 +5,11 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from launch.errors import InputError
 
 AUTO = "auto"
-
-
-def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Flags that say which process of several this one is."""
-    flags.DEFINE_string(
-        "num_processes",
-        None,
-        "processes in all, or auto: as Slurm or the TPU's environment says",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("process_id", None, "number of this process, from 0 on", flag_values=values)
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for all", flag_values=values)
 
 
 def join(num_processes: str | int | None, process_id: int | None = None, coordinator: str | None = None) -> None:

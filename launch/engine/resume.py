@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from launch.config.experiment import Job, Lane, Plan, experiment_of
+from launch.config.flags import Resume
 from launch.config.syntax import value_text
 from launch.engine.build import data_digest
 from launch.errors import unknown
-
-Resume = Literal["auto", "never", "must"]
-"""`auto`: go on where there is something; `never`: refuse it; `must`: refuse to begin anew."""
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 """What XLA is told for operations that repeat bit for bit; it matters on GPUs alone."""

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from launch.config.branch import check_readable
 from launch.config.experiment import Experiment, Plan, resolve
 from launch.config.syntax import Every
 from launch.engine import hosts
@@ -39,6 +38,7 @@ from launch.engine.execution import run_units
 from launch.engine.label import Label, find_label
 from launch.engine.processes import CONTEXT, Log, Messages, Report, enter, messages_to, one_thread_each
 from launch.engine.resume import Resume, check_resume
+from launch.engine.source_lanes import check_readable
 from launch.engine.stopping import Stop, Stopped, blocked_for_children
 from launch.engine.unit_of_work import Unit
 from launch.errors import InputError, nearest

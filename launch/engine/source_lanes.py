@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch.config.branch import Source
+from launch.config.branch import FLAG, Source
 from launch.config.experiment import experiment_of, resolve
 from launch.engine.build import job_program
 from launch.engine.checkpoint_policy import abstract_data, abstract_lanes
 from launch.engine.resume import lanes_of
 from launch.engine.unit_of_work import Unit
+from launch.errors import InputError
 from launch.storage.bins import Bins, Mean, joined, unpacked
-from launch.storage.checkpoint import Checkpoints
+from launch.storage.checkpoint import Checkpoints, verify
 from launch.storage.run_folder import lanes_by_unit, unit_folders
 
 
@@ -55,3 +56,24 @@ def source_lanes(source: Source, seeds: Sequence[int], task: str) -> Earlier:
     chosen = [found[seed] for seed in seeds]
     tree = jax.tree.map(lambda *parts: np.concatenate(parts), *(lane for lane, _ in chosen))
     return Earlier(tree, keys, joined([bins for _, bins in chosen]))
+
+
+def check_readable(source: Source) -> None:
+    """Refuse a source of which a checkpoint is missing or damaged.
+
+    Raises:
+        InputError: there is none of that step, or one is not as it was written.
+    """
+    folders = list(unit_folders(source.folder, source.meta))
+    found = [set(Checkpoints(unit).steps()) for unit in folders]
+    common = sorted(set.intersection(*found)) if found else []
+    if source.step not in common:
+        there = ", ".join(map(str, common)) or "none"
+        raise InputError(
+            f"{FLAG}: {source.folder} has no checkpoint of step {source.step} (there: {there}); keep one with "
+            f"--checkpoint_at={source.step}"
+        )
+    for unit in folders:
+        problem = verify(unit / str(source.step))
+        if problem:
+            raise InputError(f"{FLAG}: {unit / str(source.step)}: damaged: {problem}")

@@ -1,18 +1,19 @@
 """Continual backprop: gradient descent that never stops initialising."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_integer, check_number, check_parts, check_update, typed_key, warn_of_groups
+from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
+from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
-from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
+from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
 from plastic_jax.replacement.propagation import outgoing_gradient, recursive_worth
 from plastic_jax.replacement.replacement_log import ReplacementLog, empty, record
 from plastic_jax.replacement.reset import (
@@ -28,25 +29,10 @@ from plastic_jax.replacement.reset import (
     without_frozen,
 )
 from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_feature, unit_stats
-from plastic_jax.replacement.utility import UnitStats, Utility, unit_utility
+from plastic_jax.replacement.utility import UnitStats, Utility, UtilityName, unit_utility
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "continual_backprop"
-CONTINUAL_BACKPROP_STATIC_ARGS = (
-    "units",
-    "key",
-    "utility",
-    "initializer",
-    "max_replacements",
-    "utility_every",
-    "count",
-    "count_units",
-    "reset_state",
-    "transfer_bias",
-    "axis_name",
-    "log_size",
-)
-"""Arguments of `continual_backprop` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
 class ContinualBackpropState(NamedTuple):
@@ -110,24 +96,25 @@ class _Seen(NamedTuple):
     due: jax.Array
 
 
+@method("features")
 def continual_backprop(
     inner: optax.GradientTransformation,
     units: UnitGraph,
     *,
-    replacement_rate: float | jax.Array,
-    maturity_threshold: int | jax.Array = 100,
-    decay_rate: float | jax.Array = 0.99,
-    utility: str | Utility = "contribution",
-    initializer: str | UnitInitializer = "kaiming_uniform",
+    replacement_rate: Annotated[float | jax.Array, Range(0, 1)] = 1e-4,
+    maturity_threshold: Annotated[int | jax.Array, Range(0, 2**31 - 1)] = 100,
+    decay_rate: Annotated[float | jax.Array, Range(0, 1, below=True)] = 0.99,
+    utility: UtilityName | Utility = "contribution",
+    initializer: InitializerName | UnitInitializer = "kaiming_uniform",
     key: jax.Array,
-    max_replacements: int = 1,
-    utility_every: int = 1,
+    max_replacements: Annotated[int, Range(1)] = 1,
+    utility_every: Annotated[int, Range(1)] = 1,
     count: Literal["accumulate", "bernoulli"] | CountRule = "accumulate",
     count_units: Literal["eligible", "all"] = "eligible",
     reset_state: bool = True,
     transfer_bias: bool = False,
     axis_name: str | None = None,
-    log_size: int = 0,
+    log_size: Annotated[int, Range(0)] = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""At every step, replaces a tiny fraction of the least useful, old enough units of each group.
 
@@ -209,13 +196,6 @@ def continual_backprop(
     check_parts(_NAME, units, initializer)
     warn_of_groups(_NAME, units)
     measure = unit_utility(utility)
-    check_number(_NAME, "replacement_rate", replacement_rate, 0.0, 1.0)
-    check_number(_NAME, "maturity_threshold", maturity_threshold, 0, 2**31 - 1, integer=True)
-    check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
-    check_integer(_NAME, "max_replacements", max_replacements, 1)
-    check_integer(_NAME, "utility_every", utility_every, 1)
-    check_integer(_NAME, "log_size", log_size, 0)
-    _check_choices(count, count_units)
     bounds = {g.name: min(max_replacements, g.width) for g in units.groups}
     initializers = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
@@ -369,6 +349,10 @@ def continual_backprop(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+CONTINUAL_BACKPROP_STATIC_ARGS = static_args(continual_backprop)
+"""Arguments of `continual_backprop` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
+
+
 def _next_state(
     state: ContinualBackpropState,
     inner_state: Any,
@@ -396,11 +380,3 @@ def _next_state(
 def _corrected(averages: dict[str, jax.Array], seen: dict[str, _Seen]) -> dict[str, jax.Array]:
     """Running means `[width, copies]`, corrected for age."""
     return {n: average / seen[n].correction[:, None] for n, average in averages.items()}
-
-
-def _check_choices(count: Any, count_units: Any) -> None:
-    if not callable(count) and count not in ("accumulate", "bernoulli"):
-        allowed = "accumulate, bernoulli, or a function (key, owed) -> number"
-        raise ValueError(f"continual_backprop: count='{count}'; allowed: {allowed}")
-    if count_units not in ("eligible", "all"):
-        raise ValueError(f"continual_backprop: count_units='{count_units}'; allowed: eligible, all")

@@ -1,16 +1,17 @@
 """ReDo: at regular intervals, units that have fallen silent start afresh."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_integer, check_number, check_parts, check_update, typed_key, warn_of_groups
+from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
+from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
-from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
+from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
 from plastic_jax.replacement.replacement_log import empty, record
 from plastic_jax.replacement.reset import (
     Replacement,
@@ -26,8 +27,6 @@ from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_fea
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
-REDO_STATIC_ARGS = ("units", "key", "initializer", "max_replacements", "reset_state", "axis_name", "log_size")
-"""Arguments of `redo` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
 class RedoState(NamedTuple):
@@ -54,19 +53,20 @@ class RedoState(NamedTuple):
     per_unit = ("age", "activity")  # what a replaced unit starts with at 0
 
 
+@method("features")
 def redo(
     inner: optax.GradientTransformation,
     units: UnitGraph,
     *,
-    threshold: float | jax.Array = 0.025,
-    period: int | jax.Array = 1000,
-    decay_rate: float | jax.Array = 0.0,
-    initializer: str | UnitInitializer = "kaiming_uniform",
+    threshold: Annotated[float | jax.Array, Range(0)] = 0.025,
+    period: Annotated[int | jax.Array, Range(1, 2**31 - 1)] = 1000,
+    decay_rate: Annotated[float | jax.Array, Range(0, 1, below=True)] = 0.0,
+    initializer: InitializerName | UnitInitializer = "kaiming_uniform",
     key: jax.Array,
-    max_replacements: int | None = None,
+    max_replacements: Annotated[int | None, Range(1)] = None,
     reset_state: bool = True,
     axis_name: str | None = None,
-    log_size: int = 0,
+    log_size: Annotated[int, Range(0)] = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Every `period` steps, replaces the units that are dormant: much less active than the mean of their group.
 
@@ -128,12 +128,6 @@ def redo(
     key = typed_key(_NAME, key)
     check_parts(_NAME, units, initializer)
     warn_of_groups(_NAME, units)
-    check_number(_NAME, "threshold", threshold, 0.0, float("inf"))
-    check_number(_NAME, "period", period, 1, 2**31 - 1, integer=True)
-    check_number(_NAME, "decay_rate", decay_rate, 0.0, 1.0, below=True)
-    if max_replacements is not None:
-        check_integer(_NAME, "max_replacements", max_replacements, 1)
-    check_integer(_NAME, "log_size", log_size, 0)
     initializers = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
     def init(params: Any) -> RedoState:
@@ -193,6 +187,10 @@ def redo(
         return updates, forget_units(after, gone)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+REDO_STATIC_ARGS = static_args(redo)
+"""Arguments of `redo` that are no numbers: `static_args` of `optax.inject_hyperparams`."""
 
 
 def unit_activity(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:

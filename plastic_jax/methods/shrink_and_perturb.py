@@ -7,7 +7,7 @@ Between perturbations no random number is drawn, under `vmap` too.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ import optax
 from plastic_jax.checks import typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
+from plastic_jax.methods.signature import Range, method
 from plastic_jax.methods.weight_decay import weight_decay as add_weight_decay
 from plastic_jax.paths import keep_leaves, leaf_key, normal_like
 
-Number = float | jax.Array
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
 
 
@@ -41,14 +41,15 @@ class ShrinkAndPerturbState(NamedTuple):
     initial_std: jax.Array | None = None
 
 
+@method()
 def shrink_and_perturb(
     inner: optax.GradientTransformation,
     *,
-    shrink: Number,
-    noise: Number,
+    shrink: Annotated[float | jax.Array, Range(0, 1)] = 1e-6,
+    noise: Annotated[float | jax.Array, Range(0)] = 1e-4,
     key: jax.Array,
     initial_std: Any = None,
-    every: Number = 1,
+    every: Annotated[int, Range(1)] = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """After every `every`-th step, shrinks all weights and adds noise in proportion to the initial spread of each leaf.
 
@@ -77,11 +78,9 @@ def shrink_and_perturb(
     Raises:
         ValueError: a number outside its interval; `initial_std` that is not a tree like the parameters.
 
-    Source: after Ash & Adams, NeurIPS 2020, and Dohare et al., Nature 632 (2024), Methods; the normalisation is ours.
+    References:
+        After Ash and Adams, NeurIPS 2020, and Dohare et al., Nature 632, 2024, Methods; the normalisation is ours.
     """
-    _check("shrink", shrink, high=1)
-    _check("noise", noise)
-    _check("every", every, low=1)
     inner, key = with_extra_args(inner), typed_key("shrink_and_perturb", key)
 
     def start(params: optax.Params) -> ShrinkAndPerturbState:
@@ -104,13 +103,14 @@ def shrink_and_perturb(
     return _after_each_step(inner, key, start, perturb, lambda now, extra: _due(now, every))
 
 
+@method()
 def published_shrink_and_perturb(
     inner: optax.GradientTransformation,
     *,
-    weight_decay: Number,
-    noise_std: Number,
+    weight_decay: Annotated[float | jax.Array, Range(0)] = 1e-4,
+    noise_std: Annotated[float | jax.Array, Range(0)] = 1e-5,
     key: jax.Array,
-    noise_every: Number = 1,
+    noise_every: Annotated[int, Range(1)] = 1,
     noise: Noise | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Coupled weight decay, then after every step the same normal noise on all weights, as the published code has it.
@@ -135,11 +135,9 @@ def published_shrink_and_perturb(
     Raises:
         ValueError: a number outside its interval.
 
-    Source: Dohare et al., Nature 632 (2024), Methods (shrink and perturb) and published code.
+    References:
+        Dohare et al., Nature 632, 2024, Methods (shrink and perturb) and published code.
     """
-    _check("weight_decay", weight_decay)
-    _check("noise_std", noise_std)
-    _check("noise_every", noise_every, low=1)
     decayed, key = with_extra_args(add_weight_decay(inner, weight_decay)), typed_key("shrink_and_perturb", key)
     draw = noise or (lambda key, now, params: normal_like(key, params))
     std = noise_std * noise_every**0.5
@@ -154,17 +152,18 @@ def published_shrink_and_perturb(
     return _after_each_step(decayed, key, lambda params: _init(decayed, key, params), perturb, due)
 
 
+@method("boundary")
 def shrink_and_perturb_at_boundary(
     inner: optax.GradientTransformation,
     *,
-    shrink: Number,
-    perturb: Number,
+    shrink: Annotated[float | jax.Array, Range(0, 1)] = 0.4,
+    perturb: Annotated[float | jax.Array, Range(0)] = 0.1,
     init: Callable[[jax.Array], optax.Params],
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
     """At the first step of a new task, mixes the network with a fresh one: w <- shrink * w + perturb * w_fresh.
 
-    `update` needs the extra argument `boundary` (0-d bool), so this method is told of the change. The mixing follows
+    `update` needs the extra argument `boundary` (0-d bool), so this method sees task boundaries. The mixing follows
     inner's step, whose gradient is already one of the new task. The first step of all (step 0) is left alone: there is
     nothing to make fresh yet. Inner's state is kept.
 
@@ -178,10 +177,9 @@ def shrink_and_perturb_at_boundary(
     Raises:
         ValueError: a number outside its interval; `boundary` not given; `init` gives another tree.
 
-    Source: Ash & Adams, "On warm-starting neural network training", NeurIPS 2020, section 4.
+    References:
+        Ash and Adams, "On warm-starting neural network training", NeurIPS 2020, section 4.
     """
-    _check("shrink", shrink, high=1)
-    _check("perturb", perturb)
     inner, key = with_extra_args(inner), typed_key("shrink_and_perturb_at_boundary", key)
 
     def mix(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
@@ -242,7 +240,7 @@ def _init(inner: optax.GradientTransformation, key: jax.Array, params: optax.Par
     return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32))
 
 
-def _due(now: jax.Array, every: Number) -> Any:
+def _due(now: jax.Array, every: int) -> Any:
     return True if isinstance(every, int) and every == 1 else (now + 1) % every == 0
 
 
@@ -269,8 +267,3 @@ def _require_like(what: str, tree: Any, params: optax.Params) -> None:
     got, wanted = jax.tree.structure(tree), jax.tree.structure(params)
     if got != wanted:
         raise ValueError(f"{what} must be a tree like the parameters, {wanted}, got {got}")
-
-
-def _check(name: str, value: Any, low: float = 0, high: float = float("inf")) -> None:
-    if isinstance(value, int | float) and not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")

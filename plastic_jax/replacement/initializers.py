@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ class UnitInitializer(Protocol):
     def __call__(self, key: jax.Array, n: int, fan_in: int, fan_out: int, dtype: jnp.dtype) -> jax.Array: ...
 
 
-INITIALIZERS = ("kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default")
+InitializerName = Literal["kaiming_uniform", "kaiming_normal", "lecun_uniform", "xavier_uniform", "torch_default"]
+INITIALIZERS: tuple[str, ...] = get_args(InitializerName)
 
 
 @dataclasses.dataclass(frozen=True)

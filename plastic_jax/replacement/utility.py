@@ -7,10 +7,26 @@ sums; the ranking within a layer is the same).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+UtilityName = Literal[
+    "weight",
+    "contribution",
+    "adaptation",
+    "zero_contribution",
+    "adaptable_contribution",
+    "feature_by_input",
+    "first_order",
+    "recursive",
+    "recursive_adaptable",
+    "lifetime_contribution",
+    "most_useful_first",
+    "random",
+]
+"""The names of `UTILITIES`."""
 
 
 class UnitStats(NamedTuple):

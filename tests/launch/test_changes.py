@@ -7,8 +7,8 @@ import pytest
 
 import launch
 from launch.analysis.curves import curves
-from launch.config.describe import plan as described
 from launch.config.experiment import resolve, warnings
+from launch.engine.dry_run import dry_run
 from launch.engine.lane_program import task_key
 from launch.errors import InputError
 from launch.figures import figure
@@ -96,8 +96,8 @@ def test_runs_that_end_before_the_first_change_are_told(counting):
 
 
 def test_a_dry_run_counts_no_tasks_where_nothing_changes(counting):
-    assert "176 steps, 4 tasks, bins" in described(resolve(counting()))
-    assert "176 steps, bins" in described(resolve(counting("change=none")))
+    assert "176 steps, 4 tasks, bins" in dry_run(resolve(counting()))
+    assert "176 steps, bins" in dry_run(resolve(counting("change=none")))
 
 
 def test_observations_of_more_than_one_axis_are_refused(counting, monkeypatch):
@@ -109,4 +109,4 @@ def test_observations_of_more_than_one_axis_are_refused(counting, monkeypatch):
     env = Square()
     monkeypatch.setattr(module, "brax_environment", lambda name, backend: env)
     with pytest.raises(InputError, match=r"^--task: ant has observations \(2, 2\); PPO takes those of one axis$"):
-        described(resolve(counting()))
+        dry_run(resolve(counting()))

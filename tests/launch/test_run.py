@@ -29,14 +29,14 @@ EXPERIMENT = Experiment(
 OWN = '''
     """A task, a method and a network of one's own."""
     import dataclasses
-    from typing import NamedTuple
+    from typing import Annotated, NamedTuple
 
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
     import optax
 
-    from launch.config.methods import MethodSpec, Number
+    from plastic_jax.methods.signature import Range
     from tasks.base import Batch, Schedule, Spec, Task
 
 
@@ -61,10 +61,9 @@ OWN = '''
             return state, Batch(x, x.sum(1, keepdims=True), clock % self.change_every == 0, false)
 
 
-    signs = MethodSpec(
-        "signs", "sign descent", lambda hyper, static, context: optax.sign_sgd(hyper["step_size"]),
-        {"step_size": Number(0.01, 0.0, 1.0, "step")},
-    )
+    def signs(inner, *, rate: Annotated[float | jax.Array, Range(0, 1)] = 0.01):
+        """Sign descent."""
+        return optax.sign_sgd(rate)
 
 
     class Tiny(nn.Module):
@@ -161,7 +160,7 @@ def test_the_folder_holds_what_was_run(runs, workdir):
         "seed": 1,
         "hyper": meta["lanes"][1]["hyper"] | {"step_size": 100.0},
     }
-    wanted = {"task.variant": "redraw", "task.change_every": 200, "preset": "sound", "steps": 1900, "bin": 400}
+    wanted = {"task.variant": "redraw", "task.change_every": 200, "preset": "corrected", "steps": 1900, "bin": 400}
     assert meta["settings"].items() >= (wanted | {"optimizer": "sgd", "method": "backprop"}).items()
     assert "widths=(5,)" in meta["settings"]["network"]
     assert meta["versions"].keys() >= {"python", "jax", "flax", "optax", "numpy"}
@@ -254,8 +253,11 @@ def test_an_own_task_method_and_network_run_in_workers_in_padded_batches_as_in_o
         ({"task": "{}:number"}, "neither a launch.config.registry.TaskSpec nor a subclass"),
         ({"task": "{}:Line(nois=1)"}, "did you mean 'noise'"),
         ({"task": "no_such_module:Line"}, "--task: cannot import 'no_such_module:Line'"),
-        ({"methods": "{}:number"}, "--methods: own_things:number is a int, not a launch.config.methods.MethodSpec"),
-        ({"methods": "{}:signs(step_size=2)"}, "signs.step_size: 2 is not a number from 0 to 1"),
+        (
+            {"methods": "{}:number"},
+            "--methods: own_things:number is a int, not a function (inner, ...) -> optax",
+        ),
+        ({"methods": "{}:signs(rate=2)"}, "signs.rate: 2 is not a number from 0 to 1"),
         ({"network": "{}:Wide"}, "--network: Wide gives (1, 4), the task needs (1, 1)"),
         ({"network": "{}:number"}, "--network:"),
         ({"network": "{}:Tiny", "methods": "continual_backprop"}, "replaces hidden units; Tiny has none"),

@@ -49,7 +49,7 @@ WRONG = [
     ([*GOOD, "--bin=0"], ["--bin", "0"]),
     ([*GOOD, "--change_every=0"], ["change_every=0"]),
     ([*GOOD, "--workers=0"], ["--workers", "0"]),
-    ([*GOOD, "--preset=sounds"], ["--preset", "did you mean 'sound'?"]),
+    ([*GOOD, "--preset=correct"], ["--preset", "did you mean 'corrected'?"]),
     ([*GOOD, "--network=mlp(widths=(0,))"], ["--network", "widths=(0,)"]),
     ([*GOOD, "--network=mpl"], ["--network", "did you mean 'mlp'?"]),
     ([*GOOD, "--set=step_size"], ["--set", "NAME=VALUE"]),

@@ -16,6 +16,7 @@ from plastic_jax import MLP, trace_units
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 COMMITTED = {"conv": "image_traces.npz", "mlp": "mlp_traces.npz", "ppo": "ppo_traces.npz", "resnet": "image_traces.npz"}
+OF_METHODS = "method_traces.npz"
 GOLDEN = pathlib.Path(__file__).parents[2].parent / "shared" / "golden"
 
 
@@ -56,9 +57,15 @@ class Replayed:
     seen: Any
 
 
+def full_recording(name):
+    """Where the whole of a recording is, if it is at hand."""
+    path = GOLDEN / f"{name}.npz"
+    return path if path.exists() else GOLDEN / "methods" / f"{name}.npz"
+
+
 def load_trace(name, full=False):
     """The recording `name`: its committed part, or all of it where the full recordings are at hand."""
-    path = GOLDEN / f"{name}.npz" if full else DATA / COMMITTED[name.split("_")[0]]
+    path = full_recording(name) if full else DATA / COMMITTED.get(name.split("_")[0], OF_METHODS)
     if not path.exists():
         pytest.skip(f"the full recording {path} is not there; only what is committed is replayed")
     with np.load(path) as file:
@@ -126,7 +133,7 @@ def replay():
 
     def check(name, make_tx, *, extra=lambda trace: None):
         done = None
-        for full in (False, True) if (GOLDEN / f"{name}.npz").exists() else (False,):
+        for full in (False, True) if full_recording(name).exists() else (False,):
             trace = load_trace(name, full)
             ours = replay_trace(trace, make_tx, extra=extra(trace))
             np.testing.assert_allclose(ours.losses, trace["f64/loss"], rtol=1e-9)

@@ -15,12 +15,14 @@ from flax import serialization
 
 from plastic_jax import MLP, Utility, trace_units
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
+from plastic_jax.methods.l2_init import l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
 from plastic_jax.methods.shrink_and_perturb import (
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
+from plastic_jax.methods.signature import static_args
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
 
@@ -132,7 +134,7 @@ METHODS = {
         lambda h, key: weight_decay(inner(h), h["rate"]),
         {"rate": 0.1},
         {"rate": 0.0},
-        (weight_decay, lambda key: {"inner": optax.sgd(0.1), "rate": 0.1}, ("coupled",)),
+        (weight_decay, lambda key: {"inner": optax.sgd(0.1), "weight_decay": 0.1}, static_args(weight_decay)),
     ),
     "weight_decay_decoupled": Method(
         lambda h, key: weight_decay(inner(h), h["rate"], coupled=False, step_size=h["step_size"]),
@@ -140,15 +142,35 @@ METHODS = {
         {"rate": 0.0},
         (
             weight_decay,
-            lambda key: {"inner": optax.sgd(0.1), "rate": 0.1, "coupled": False, "step_size": 0.1},
+            lambda key: {"inner": optax.sgd(0.1), "weight_decay": 0.1, "coupled": False, "step_size": 0.1},
             ("coupled",),
+        ),
+    ),
+    "l2_init": Method(
+        lambda h, key: l2_init(inner(h), strength=h["strength"]),
+        {"strength": 0.1},
+        {"strength": 0.0},
+        (l2_init, lambda key: {"inner": optax.sgd(0.1), "strength": 0.1}, static_args(l2_init)),
+    ),
+    "l2_init_resampled": Method(
+        lambda h, key: l2_init(inner(h), strength=h["strength"], resample=True, init=fresh, key=key),
+        {"strength": 0.1},
+        {"strength": 0.0},
+        (
+            l2_init,
+            lambda key: {"inner": optax.sgd(0.1), "strength": 0.1, "resample": True, "init": fresh, "key": key},
+            static_args(l2_init),
         ),
     ),
     "shrink_and_perturb": Method(
         lambda h, key: shrink_and_perturb(inner(h), shrink=h["shrink"], noise=h["noise"], key=key),
         {"shrink": 0.01, "noise": 0.1},
         {"shrink": 0.0, "noise": 0.0},
-        (shrink_and_perturb, lambda key: {"inner": optax.sgd(0.1), "shrink": 0.01, "noise": 0.1, "key": key}, ()),
+        (
+            shrink_and_perturb,
+            lambda key: {"inner": optax.sgd(0.1), "shrink": 0.01, "noise": 0.1, "key": key},
+            static_args(shrink_and_perturb),
+        ),
     ),
     "published_shrink_and_perturb": Method(
         lambda h, key: published_shrink_and_perturb(inner(h), weight_decay=h["rate"], noise_std=h["noise"], key=key),
@@ -157,7 +179,7 @@ METHODS = {
         (
             published_shrink_and_perturb,
             lambda key: {"inner": optax.sgd(0.1), "weight_decay": 0.01, "noise_std": 0.1, "key": key},
-            ("noise",),
+            static_args(published_shrink_and_perturb),
         ),
     ),
     "shrink_and_perturb_at_boundary": Method(
@@ -169,7 +191,7 @@ METHODS = {
         (
             shrink_and_perturb_at_boundary,
             lambda key: {"inner": optax.sgd(0.1), "shrink": 0.4, "perturb": 0.1, "init": fresh, "key": key},
-            ("init",),
+            static_args(shrink_and_perturb_at_boundary),
         ),
     ),
     "adam": Method(
@@ -406,5 +428,5 @@ def test_any_kind_of_typed_key_will_do(method, impl):
     key = jax.random.key(0, impl=impl)
     tx = method.build(numbers(method), key)
     state = jax.eval_shape(lambda: one_step(tx, PARAMS, tx.init(PARAMS), 3)[1])
-    if hasattr(state, "key"):
+    if getattr(state, "key", None) is not None:
         assert state.key.shape == jax.random.key_data(key).shape

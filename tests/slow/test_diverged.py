@@ -1,5 +1,8 @@
 """A lane that turns to no number at all: it counts as a failure from then on, and disturbs no other lane."""
 
+from typing import Annotated
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,30 +10,26 @@ import pytest
 
 import launch
 from launch.config.experiment import Experiment
-from launch.config.methods import METHODS, MethodSpec, Number
+from launch.config.methods import METHODS
+from plastic_jax.methods.signature import Range
 from tests.launch import tiny
 
 WHEN = 31
 
 
-def _spoiling(hyper, static, context):
-    """Gradient descent whose updates are no numbers at one step."""
+def spoiling(inner, *, when: Annotated[int | jax.Array, Range(0, 1e9)] = 10**9):
+    """Gradient descent whose updates are no numbers at step `when`."""
 
     def update(updates, state, params=None, *, clock, **_):
-        factor = jnp.where(clock == hyper["when"], jnp.nan, -0.01)
+        factor = jnp.where(clock == when, jnp.nan, -0.01)
         return {n: {m: factor * u for m, u in inner.items()} for n, inner in updates.items()}, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-SPOILING = MethodSpec(
-    "spoiling", "spoils its weights at a step", _spoiling, {"when": Number(1e9, 0, 1e9, "step", True)}
-)
-
-
 def test_it_counts_as_the_tasks_failure_from_then_on(record_property, tmp_path):
     """Steps 0 to 31 are as in the healthy run: the weights are lost at the end of step 31."""
-    asked = {"methods": "spoiling=tests.slow.test_diverged:SPOILING", "steps": 100}
+    asked = {"methods": "spoiling=tests.slow.test_diverged:spoiling", "steps": 100}
     ill = tiny.run(tiny.experiment(sweep=(f"when=1000,{WHEN}",), **asked), tmp_path / "ill")["spoiling"]
     well = tiny.run(tiny.experiment(sweep=("when=1000,2000",), **asked), tmp_path / "well")["spoiling"]
     assert ill.meta["diverged"] == [3, 4, 5] and well.meta["diverged"] == []

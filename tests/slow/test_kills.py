@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 REGRESSION = [
     "--task=slowly_changing_regression", "--change_every=1000", "--bin=1000", "--chunk=500",
     "--network=mlp(widths=(4,))",
-    "--methods=continual_backprop(maturity_threshold=10,replacement_rate=0.01,optimizer=adam,history=500)",
+    "--methods=continual_backprop(maturity_threshold=10,replacement_rate=0.01,optimizer=adam,log_size=500)",
     "--seeds=4", "--lanes_per_batch=2", "--workers=2", "--steps=40000", "--checkpoint_every=1000",
 ]  # fmt: skip
 IMAGES = [

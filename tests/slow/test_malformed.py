@@ -23,7 +23,7 @@ def refused(said, words):
 
 def test_a_hundred_and_more_are_one_line_and_status_2_and_leave_nothing(tmp_path, monkeypatch, capsys, record_property):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "run", lambda *_, **__: pytest.fail("something was run"))
+    monkeypatch.setattr("launch.engine.scheduler.run", lambda *_, **__: pytest.fail("something was run"))
     for arguments, words in COMMANDS:
         values = flags.FlagValues()
         train.define_flags(values)

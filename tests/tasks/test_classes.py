@@ -229,8 +229,9 @@ def test_too_few_pictures(tmp_path):
     text = refused("d", str(tmp_path), train_per_class=4, test_per_class=2)
     assert "asked are 4 training and 2 test pictures" in text
     assert f"{folder / 'b.npy'} holds 5" in text
-    text = refused("d", str(tmp_path), parts=[folder / "b.npy"])
-    assert "at least 1 training and 100 test pictures, the default" in text
+    assert [each.shape[1] for each in load_classes("d", str(tmp_path))[1:]] == [3, 2]  # nothing was asked
+    assert [each.shape[1] for each in load_classes("d", str(tmp_path), train_per_class=4)[1:]] == [4, 1]
+    refused("d", str(tmp_path), train_per_class=5, parts=["5 training and at least 1 test", "b.npy holds 5"])
     refused("d", str(tmp_path), test_per_class=5, parts=["at least 1 training and 5 test", "b.npy holds 5"])
 
 

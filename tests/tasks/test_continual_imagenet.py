@@ -294,6 +294,24 @@ def test_settings_that_the_data_do_not_allow_are_one_line(make, settings, words)
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({}, (12, 5, 12)),  # all pictures of a pair at once; one evaluation an epoch
+        ({"batch": 4}, (4, 5, 12)),
+        ({"batch": 4, "epochs": 60}, (4, 20, 12)),  # the largest divisor of 180 steps below 25
+        ({"train_per_class": 3}, (6, 5, 6)),
+        ({"probe_size": 2, "evaluations_per_task": 1}, (12, 1, 2)),
+    ],
+)
+def test_sizes_that_nobody_asks_for_fit_the_data(folder, tmp_path, monkeypatch, settings, sizes):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    task = ContinualImageNet(**({"dataset": str(folder), "test_per_class": TEST, "epochs": 5} | settings))
+    fitted = task.fitted
+    assert (fitted.batch, fitted.evaluations_per_task, fitted.probe_size) == sizes
+    assert (task.schedule, task.spec) == (fitted.schedule, fitted.spec)
+
+
 def test_missing_pictures_are_said(tmp_path):
     for task in (ContinualImageNet(data_dir=str(tmp_path)), ContinualImageNet(dataset=str(tmp_path / "none"))):
         with pytest.raises(FileNotFoundError) as error:

@@ -438,10 +438,8 @@ def test_wrong_fields(field, value):
     [
         ({"increments": 5}, "increments: got 5 of 2 classes, 'tiny' has 8 classes"),
         ({"batch": 10}, "batch: got 10, which does not divide the 36 training pictures .* for example 4, 6, 9, 12"),
-        (
-            {"train_per_class": 9, "batch": 1},
-            "train_per_class: 9 pictures have no tenth .* 10 and more, or select=False",
-        ),
+        ({"train_per_class": 1, "batch": 1}, "train_per_class: 1 picture has no part for validation; .* select=False"),
+        ({"increments": None, "classes_per_increment": 9}, "classes_per_increment: got 1 of 9 classes, 'tiny' has 8"),
         ({"train_per_class": 21}, "train_per_class: got 21, but .* holds 20 train pictures"),
         ({"test_per_class": 8}, "test_per_class: got 8, but .* holds 7 test pictures"),
         ({"evaluation_size_in_task": 8}, "evaluation_size_in_task: got 8, .* of 'tiny' are 7"),
@@ -467,6 +465,27 @@ def test_without_selection_a_class_may_have_too_few_pictures_for_validation(make
     assert task.steps_per_epoch == 2
     data, _, batches = stream(task, 6)
     assert set(read(batches.x, data)[1].ravel()) == set(range(9))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sizes"),
+    [
+        ({}, (5, 1, 90)),  # 5 of 8 classes, 18 of their 20 pictures
+        ({"classes_per_increment": 3}, (3, 2, 54)),
+        ({"train_per_class": 9}, (5, 1, 40)),  # one of the nine is for validation
+        ({"batch": 6}, (5, 1, 6)),
+    ],
+)
+def test_sizes_that_nobody_asks_for_fit_the_data(folder, changed, sizes):
+    task = IncrementalCIFAR100("tiny", str(folder), **changed).fitted
+    assert (task.classes_per_increment, task.increments, task.batch) == sizes
+    assert task.stages == IncrementalCIFAR100("tiny", str(folder), **changed).stages
+    assert task.spec.batch == sizes[2] and task.fitted == task
+
+
+def test_the_published_sizes_are_those_of_the_published_data(folder):
+    task = IncrementalCIFAR100("whole", str(folder)).fitted
+    assert (task.classes_per_increment, task.increments, task.batch, task.validation_per_class) == (5, 20, 90, 50)
 
 
 def test_missing_data_is_said_before_anything_else(tmp_path):

@@ -207,6 +207,12 @@ def test_spec_and_schedule(make):
     assert silent.evaluations(None, None, None) == ()
 
 
+def test_sizes_that_nobody_asks_for_fit_the_data(folder):
+    fitted = PermutedMNIST("tiny", str(folder)).fitted
+    assert (fitted.probe_size, fitted.evaluation_size) == (EXAMPLES, TEST)
+    assert len(PermutedMNIST("tiny", str(folder)).load().test_x) == TEST
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("batch", 0), ("batch", 1.5), ("change_every", 0), ("change_every", "60000"), ("evaluation_size", -1)]

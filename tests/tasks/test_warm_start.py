@@ -168,6 +168,12 @@ def test_spec_and_note(make):
     assert make(augment=True).note == f"{note}; augmented"
 
 
+def test_a_batch_that_nobody_asks_for_fits_the_first_task(folder):
+    task = WarmStart("tiny", str(folder))
+    assert (task.fitted.batch, task.stages[0].steps) == (24, 1)
+    assert WarmStart("tiny", str(folder), share=0.25).fitted.batch == 12
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("batch", 0), ("epochs", 1.5), ("classes", 0), ("train_per_class", True), ("augment", 1), ("probe_size", "all")]

@@ -169,10 +169,10 @@ def test_the_option_records_what_a_method_replaces_and_changes_nothing_else(tmp_
     given = (f"--methods={late}", f"--branch_from={source}", *(f"--set={text}" for text in settings))
     assert trained(tmp_path, *given, "--history=6", task=None) == 0
     warned = capsys.readouterr().err
-    assert "late: history=6 is" in warned and "replacements too short" in warned
+    assert "late: --history=6 is" in warned and "replacements too short" in warned
     run = read_run(tmp_path / "late")
     found = run.lives
-    assert run.meta["settings"]["history"] == 6
+    assert run.meta["settings"]["log_size"] == 6
     assert (found["start"], found["stop"]) == (100, 200) and found["widths"].tolist() == [5]
     for lane in (0, 1):
         steps, ages, of_unit = (found[n][found["lane"] == lane] for n in ("step", "age", "unit"))

@@ -8,9 +8,12 @@ import pytest
 
 from launch.config import describe
 from launch.config.experiment import Experiment, resolve
-from launch.config.methods import METHODS, PPO_NUMBERS
-from launch.config.registry import NETWORKS, PRESETS, TASKS, find_task
+from launch.config.hyperparameters import Hyperparameter
+from launch.config.methods import METHODS
+from launch.config.presets import CORRECTED, PUBLISHED
+from launch.config.registry import NETWORKS, PPO_NUMBERS, TASKS, find_task
 from launch.config.syntax import Call
+from launch.engine.dry_run import dry_run
 from launch.errors import InputError
 
 COMPILED = []
@@ -24,38 +27,34 @@ def test_the_list_names_everything_there_is():
     for name in [*TASKS, *METHODS, *NETWORKS]:
         assert any(line.strip().split(":")[0].split(" ")[0] == name for line in lines), name
     assert any("bit_flipping" in line for line in lines)
-    assert all(preset in lines[-1] for preset in PRESETS)
+    assert all(preset in lines[-1] for preset in (CORRECTED, PUBLISHED))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_explain_gives_meaning_default_values_of_presets_and_range_of_every_setting(name):
     spec = METHODS[name]
     text = describe.method(spec)
-    assert spec.summary in text
-    assert spec.source in text
+    assert spec.described in text
+    assert spec.references in text
     parts = text.split("\n  ")
-    for setting, number in spec.numbers.items():
+    for setting, each in spec.settings.items():
         at = next(i for i, part in enumerate(parts) if part.startswith(f"{setting} ("))
-        assert f"from {number.low:g} to {number.high:.10g}, default {number.default:g}" in parts[at]
-        assert parts[at + 1].strip() == number.meaning
-        assert re.match(r"every preset: |--preset=sound", parts[at + 2].strip())
-    for setting, choice in spec.static.items():
-        at = next(i for i, part in enumerate(parts) if part.startswith(f"{setting} ("))
-        assert f"default {choice.default}" in parts[at]
-        assert all(str(allowed) in parts[at] for allowed in choice.allowed)
-        assert parts[at + 1].strip() == choice.meaning
-        assert re.match(r"every preset: |--preset=sound", parts[at + 2].strip())
+        assert (each.allowed if isinstance(each, Hyperparameter) else each.values) in parts[at]
+        default = f"{each.default:g}" if isinstance(each, Hyperparameter) else each.default
+        assert f"default {default})" in parts[at]
+        assert parts[at + 1].strip() == each.meaning
+        assert re.match(r"every preset: |--preset=corrected", parts[at + 2].strip())
 
 
 def test_explain_shows_where_the_published_value_is_another():
     text = describe.explain("continual_backprop")
-    published = TASKS["slowly_changing_regression"].presets["published"]["continual_backprop"]
+    published = TASKS["slowly_changing_regression"].presets["published"].methods["continual_backprop"]
     lines = text[text.index("  maturity_threshold") :].splitlines()
     assert f"{published['maturity_threshold']} (slowly_changing_regression)" in lines[3]
     assert (
         lines[2]
         .strip()
-        .startswith("--preset=sound|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
+        .startswith("--preset=corrected|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
     )
     assert lines[2].endswith("elsewhere 100")
 
@@ -78,12 +77,14 @@ def test_explain_of_an_environment_tells_its_learners_settings_and_numbers():
     assert "--preset=published: environments=1" in text
     assert "--preset=published_wide: time_limit='terminal'" in text
     for name, number in PPO_NUMBERS.items():
-        assert f"  {name} (number from {number.low:g} to {number.high:.10g}, default {number.default:g})" in text
+        assert f"  {name} ({number.allowed}, default {number.default:g})" in text
 
 
 def test_explain_says_from_where_on_whole_numbers_are_allowed():
     assert "  max_replacements (a positive whole number; default 1)" in describe.explain("continual_backprop")
-    assert "  max_replacements (a whole number from 0 on; default 0)" in describe.explain("redo")
+    assert "  max_replacements (a positive whole number, or None; default None)" in describe.explain("redo")
+    assert "  log_size (a whole number from 0 on; default 0)" in describe.explain("redo")
+    assert "  leave_out (text; default nothing)" in describe.explain("continual_backprop")
 
 
 @pytest.mark.parametrize(("name", "meant"), [("bakprop", "backprop"), ("slipery_ant", "slippery_ant")])
@@ -94,7 +95,7 @@ def test_explain_of_an_unknown_name_names_the_flag(name, meant):
 
 def said(methods, steps=2000, **fields):
     task = "slowly_changing_regression(change_every=200)"
-    return describe.plan(resolve(Experiment(task, methods, (0, 1, 2), steps=steps, bin=400, **fields))).splitlines()
+    return dry_run(resolve(Experiment(task, methods, (0, 1, 2), steps=steps, bin=400, **fields))).splitlines()
 
 
 def test_a_dry_run_counts_lanes_bytes_and_compilations_and_compiles_nothing():

@@ -11,6 +11,7 @@ from launch.config.experiment import Experiment, lane_keys, resolve, warnings
 from launch.config.methods import METHODS
 from launch.config.registry import TASKS
 from launch.engine.build import _as_it_is, _layout, forward_multiplications, job_program, parameter_count
+from launch.engine.dry_run import dry_run
 from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks.convolutions import as_products
@@ -37,7 +38,11 @@ WRONG = [
     ("methods", "continual_backprop(utility=contributon)", ["--methods", "did you mean 'contribution'?"]),
     ("methods", "continual_backprop(maturity_threshold=1.5)", ["--methods", "1.5", "whole number"]),
     ("methods", "continual_backprop(max_replacements=0)", ["--methods", "'0'", "positive whole number"]),
-    ("methods", "redo(max_replacements=-1)", ["--methods", "'-1'", "whole number from 0 on"]),
+    ("methods", "redo(max_replacements=-1)", ["--methods", "'-1'", "positive whole number, or None"]),
+    ("methods", "redo(max_replacements=True)", ["--methods", "'True'", "positive whole number, or None"]),
+    ("methods", "continual_backprop(reset_state=1)", ["--methods", "'1'", "True"]),
+    ("methods", "continual_backprop(leave_out=3)", ["--methods", "'3'", "text"]),
+    ("methods", "backprop(b2=0.99999999)", ["--methods", "number from 0 to below 1"]),
     ("methods", "redo(history=0.5)", ["--methods", "'0.5'", "whole number from 0 on"]),
     ("methods", "continual_backprop(reset_state=maybe)", ["--methods", "'maybe'", "True"]),
     ("methods", "backprop(step_size=True)", ["--methods", "'True'", "number"]),
@@ -70,7 +75,7 @@ WRONG = [
     ("set", ("step_size",), ["--set", "NAME=VALUE"]),
     ("set", ("step_size=nan",), ["--set", "nan", "number"]),
     ("sweep", ("step_size=1,-1",), ["--sweep", "-1", "from 0 to 100"]),
-    ("sweep", ("optimizer=sgd,adam",), ["--sweep", "optimizer is a choice"]),
+    ("sweep", ("optimizer=sgd,adam",), ["--sweep", "optimizer is an option"]),
     ("sweep", ("backprop.weight_decay=1,2",), ["--sweep", "weight_decay", "step_size"]),
     ("sweep", ("step_size=a,b",), ["--sweep", "a,b", "numbers"]),
 ]
@@ -104,8 +109,8 @@ def test_later_settings_win_default_preset_call_set():
     def hyper(**fields):
         return changed(**fields).jobs[0].lanes[0].hyper
 
-    tuned = TASKS["slowly_changing_regression"].presets["sound"]["l2"]["weight_decay"]
-    assert tuned != METHODS["l2"].numbers["weight_decay"].default
+    tuned = TASKS["slowly_changing_regression"].presets["corrected"].methods["l2"]["weight_decay"]
+    assert tuned != METHODS["l2"].settings["weight_decay"].default
     assert hyper(methods="l2")["weight_decay"] == tuned
     assert hyper(methods="l2(weight_decay=0.5)")["weight_decay"] == 0.5
     assert hyper(methods="l2(weight_decay=0.5)", set=("weight_decay=0.25",))["weight_decay"] == 0.25
@@ -119,7 +124,7 @@ def test_later_settings_win_default_preset_call_set():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_default_may_be_typed(name):
     spec = METHODS[name]
-    defaults = {setting: field.default for setting, field in (*spec.numbers.items(), *spec.static.items())}
+    defaults = {setting: field.default for setting, field in spec.settings.items()}
     typed = ",".join(f"{setting}={value if value != '' else repr('')}" for setting, value in defaults.items())
     job = changed(methods=f"{name}({typed})").jobs[0]
     assert {**job.lanes[0].hyper, **job.static} == defaults
@@ -147,8 +152,9 @@ def pictures(tmp_path, monkeypatch):
     for k in range(4):
         np.save(tmp_path / f"{k}.npy", np.random.default_rng(k).integers(0, 256, (6, 32, 32, 3), np.uint8))
 
-    def asked(methods="backprop", task="continual_imagenet", settings="", **fields):
-        known = "test_per_class=2,batch=4,epochs=2,evaluations_per_task=2,probe_size=4"
+    fitting = "test_per_class=2,batch=4,epochs=2,evaluations_per_task=2,probe_size=4"
+
+    def asked(methods="backprop", task="continual_imagenet", settings="", known=fitting, **fields):
         call = f"{task}(dataset='{tmp_path}',{known}{settings})"
         return resolve(Experiment(call, methods, (0,), **({"network": "convnet(width=1)"} | fields)))
 
@@ -287,6 +293,31 @@ def test_warns_where_epochs_have_hardly_a_common_divisor(batch, lines, tmp_path)
     found = warnings(resolve(Experiment(task, "backprop", (0,), network="mlp(widths=(3,))")))
     assert len(found) == lines
     assert all("only 3 steps as a common divisor" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("task", "learner", "chosen"),
+    [
+        ("ant(environment=fast)", "", {"change_every": 2_000_000, "rollout": 2048}),
+        ("ant(environment=fast,environments=24)", "", {"change_every": 2_000_000, "rollout": 2016}),
+        ("ant(environment=fast,environments=24)", "ppo(minibatches=5)", {"change_every": 2_000_000, "rollout": 2040}),
+        ("ant(environment=fast,environments=4096)", "", {"change_every": 4_096_000, "rollout": 4096}),
+        ("ant(environment=fast,change_every=16000)", "ppo(rollout=64)", {}),
+    ],
+)
+def test_sizes_of_an_agent_that_nobody_asks_for_fit_its_environments(task, learner, chosen):
+    plan = resolve(Experiment(task, "backprop", (0,), learner=learner))
+    assert plan.chosen == chosen
+    with pytest.raises(InputError, match=r"^--learner: rollout: 2048 steps do not divide into 5 minibatches"):
+        resolve(Experiment(task, "backprop", (0,), learner="ppo(rollout=2048,minibatches=5)"))
+
+
+def test_sizes_that_nobody_asks_for_are_kept_with_the_run(pictures):
+    """Six pictures a class, three of them for training: what fits is chosen, said and kept."""
+    plan = pictures(settings="", known="epochs=5")
+    assert plan.chosen == {"batch": 6, "evaluations_per_task": 5, "probe_size": 6}
+    assert plan.settings(plan.jobs[0])["task.batch"] == 6
+    assert "chosen to fit: batch=6, evaluations_per_task=5, probe_size=6" in dry_run(plan)
 
 
 @pytest.mark.parametrize(("steps", "whole"), [(2**31 - 2048, 2**31 - 2048), (2**31 - 2047, None), (2047, 2048)])

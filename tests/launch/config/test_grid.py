@@ -140,7 +140,7 @@ def parsed(*arguments):
 
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS, ids=range(len(COMMANDS)))
 def test_a_malformed_command_line_is_one_line_before_anything_runs(arguments, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "run", lambda *_, **__: pytest.fail("something was run"))
+    monkeypatch.setattr("launch.engine.scheduler.run", lambda *_, **__: pytest.fail("something was run"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, flags.Error)) as error:
         values, rest = parsed(f"--workdir={Path('new')}", *arguments)

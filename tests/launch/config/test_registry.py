@@ -1,16 +1,18 @@
 """What holds for every registered method and task, present and future."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.config import presets
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS, OPTIMIZER
-from launch.config.registry import NETWORKS, PRESETS, TASKS, TaskSpec, find_learner, find_network, find_task
+from launch.config.networks import find_network
+from launch.config.presets import CORRECTED, PUBLISHED
+from launch.config.registry import NETWORKS, TASKS, TaskSpec, find_learner, find_task
 from launch.config.syntax import Every, parse_call
 from launch.engine import execution, loop
 from launch.engine.build import hyper_arrays, job_program
@@ -30,47 +32,32 @@ def planned(methods, **fields):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_says_what_it_is_and_where_from(name):
+def test_a_method_says_what_it_is_and_where_from_and_its_defaults_are_allowed(name):
     spec = METHODS[name]
-    assert spec.name == name
-    assert spec.summary
-    assert spec.source
-    for setting, number in spec.numbers.items():
-        assert number.low <= number.default <= number.high, setting
-        assert number.meaning
-        assert not number.integer or number.default == int(number.default)
-    for setting, choice in spec.static.items():
-        assert not choice.allowed or choice.default in choice.allowed, setting
-        assert isinstance(choice.default, choice.kind)
-        assert choice.meaning
+    assert spec.name == name and spec.described and spec.references
+    for setting, each in spec.settings.items():
+        assert each.meaning, setting
+        assert each.checked(setting, each.default) == each.default
     assert spec.network is None or parse_call("", spec.network).name in NETWORKS
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_names_settings_that_exist_and_values_within_range(name):
+def test_a_task_and_its_presets_can_be_made(name):
     spec = TASKS[name]
-    assert set(spec.presets) >= set(PRESETS)
-    for preset, methods in spec.presets.items():
-        for method, settings in methods.items():
-            assert method in METHODS, (preset, method)
-            for setting, value in settings.items():
-                if setting in METHODS[method].numbers:
-                    number = METHODS[method].numbers[setting]
-                    assert number.low <= value <= number.high, (preset, method, setting)
-                else:
-                    choice = METHODS[method].static[setting]
-                    assert value in choice.allowed if choice.allowed else isinstance(value, choice.kind)
-                    assert choice.allowed or choice.kind is not int or value >= choice.low
-    make = getattr(spec.make, "func", spec.make)
-    assert dataclasses.is_dataclass(make)
-    known = {field.name for field in dataclasses.fields(make)}
-    assert set(getattr(spec.make, "keywords", {})) <= known
-    assert {*spec.task_presets, *spec.learner_presets} <= set(spec.presets)
-    assert not spec.learner_presets or all(find_learner(spec, None, preset) for preset in spec.presets)
-    assert all(set(settings) <= known for settings in spec.task_presets.values())
+    assert set(spec.presets) >= {CORRECTED, PUBLISHED}
+    for preset in spec.presets:
+        found, task = find_task(parse_call("", name), preset)
+        assert found is spec
+        assert (find_learner(spec, task, None, preset) is None) == (not spec.learner)
+    assert spec.described
     assert spec.default_steps is None or spec.default_steps > 0
     assert all(alias not in TASKS for alias in spec.aliases)
     find_network(parse_call("", spec.network), 1)
+
+
+def test_sound_is_another_name_of_the_corrected_preset():
+    one, other = (resolve(Experiment(TASK, "l2", (0,), preset=preset)) for preset in ("sound", CORRECTED))
+    assert one.settings(one.jobs[0]) == other.settings(other.jobs[0])
 
 
 def test_aliases_find_the_same_task():
@@ -120,25 +107,21 @@ def test_a_network_that_cannot_be_is_one_line(text, words):
     assert all(word in said for word in words), said
 
 
-def test_a_tasks_presets_come_before_the_settings_that_are_typed():
+def test_a_tasks_presets_come_before_the_settings_that_are_typed(tmp_path, monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Own(Task):
         epochs: int = 1
         pictures: int = 1
 
-    spec = TaskSpec(
-        "own", "", functools.partial(Own, epochs=2), "mlp", {}, None, task_presets={"published": {"pictures": 3}}
-    )
+    (tmp_path / "own.toml").write_text("[published]\ntask = { pictures = 3 }\n")
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    monkeypatch.setitem(TASKS, "own", TaskSpec("own", Own, "mlp", None, settings={"epochs": 2}))
 
     def made(text, preset):
-        TASKS["own"] = spec
-        try:
-            task = find_task(parse_call("", text), preset)[1]
-        finally:
-            del TASKS["own"]
+        task = find_task(parse_call("", text), preset)[1]
         return task.epochs, task.pictures
 
-    assert made("own", "sound") == (2, 1)
+    assert made("own", "corrected") == (2, 1)
     assert made("own", "published") == (2, 3)
     assert made("own(pictures=4,epochs=5)", "published") == (5, 4)
 
@@ -146,7 +129,7 @@ def test_a_tasks_presets_come_before_the_settings_that_are_typed():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path):
     """Two values of every hyperparameter at once, in several batches: one trace, one program."""
-    numbers = METHODS[name].numbers
+    numbers = METHODS[name].hyperparameters
     traced, compiled = [], []
     chunk, compile_chunk = loop.chunk_of_steps, loop.compiled_chunk
     monkeypatch.setattr(loop, "chunk_of_steps", lambda *arguments: traced.append(1) or chunk(*arguments))

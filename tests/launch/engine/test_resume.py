@@ -31,8 +31,8 @@ from tests.launch import tiny
 
 ROOT = Path(__file__).parents[3]
 EVENTFUL = {
-    "continual_backprop": "(maturity_threshold=3,replacement_rate=0.2,optimizer=adam,history=50)",
-    "redo": "(period=8,threshold=1,optimizer=adam,history=50)",
+    "continual_backprop": "(maturity_threshold=3,replacement_rate=0.2,optimizer=adam,log_size=50)",
+    "redo": "(period=8,threshold=1,optimizer=adam,log_size=50)",
     "shrink_and_perturb": "(every=3,optimizer=momentum)",
     "published_shrink_and_perturb": "(noise_every=7)",
 }
@@ -51,8 +51,7 @@ def images(tmp_path_factory):
 
 
 def test_all_tasks_are_among_them():
-    made = {getattr(spec.make, "func", spec.make) for spec in TASKS.values()}
-    assert made == {getattr(TASKS[name].make, "func", TASKS[name].make) for name, _ in tiny.PAIRS}
+    assert {spec.make for spec in TASKS.values()} == {TASKS[name].make for name, _ in tiny.PAIRS}
     assert {method for _, method in tiny.PAIRS} == set(METHODS)
 
 
@@ -77,7 +76,7 @@ def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped
         (cut,) = run_units(again, [unit_of(again, again.jobs[0], job.lanes, len(job.lanes), chunk)], places["cut"])
         assert {name: tiny.raw(values) for name, values in cut.items()} == {n: tiny.raw(v) for n, v in whole.items()}
         assert tiny.assert_same_ends(tmp_path / "cut" / str(chunk), tmp_path / "whole" / str(chunk)) > 10
-    if "history" in EVENTFUL.get(method, ""):
+    if "log_size" in EVENTFUL.get(method, ""):
         assert (whole[f"{PREFIX}written"] > 3).all()
 
 
@@ -135,7 +134,7 @@ def test_two_workers_with_replacement_logs_stopped_and_gone_on_by_one(tmp_path):
     """Of so many chunks that the word to stop comes before the end."""
     asked = Experiment(
         "slowly_changing_regression(change_every=20)",
-        "continual_backprop(maturity_threshold=3,replacement_rate=0.2,history=20)",
+        "continual_backprop(maturity_threshold=3,replacement_rate=0.2,log_size=20)",
         (0, 1, 2),
         steps=3000,
         bin=1000,
@@ -228,11 +227,11 @@ OTHER = [
     ({"bin": 10}, ["bin 20 there, 10 asked"]),
     ({"methods": "backprop(optimizer=adam)"}, ["optimizer sgd there, adam asked"]),
     ({"methods": "backprop=l2"}, ["method backprop there, l2 asked"]),
-    ({"preset": "published"}, ["preset sound there, published asked"]),
+    ({"preset": "published"}, ["preset corrected there, published asked"]),
     ({"steps": 50}, ["steps 60 there, 50 asked"]),
     ({"chunk": 2}, ["chunk 5 there, 2 asked"]),
     ({"lanes_per_batch": 1}, ["lanes_per_batch 3 there, 1 asked"]),
-    ({"steps": 50, "bin": 10, "preset": "published"}, ["steps 60", "bin 20", "preset sound"]),
+    ({"steps": 50, "bin": 10, "preset": "published"}, ["steps 60", "bin 20", "preset corrected"]),
 ]
 
 

@@ -568,7 +568,7 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"replacement_rate": float("nan")}, "replacement_rate=nan"),
         ({"maturity_threshold": -1}, "maturity_threshold=-1"),
         ({"decay_rate": 1.5}, "decay_rate=1.5"),
-        ({"decay_rate": 1.0}, r"decay_rate=1.0 is not in \[0.0, 1.0\)"),
+        ({"decay_rate": 1.0}, r"decay_rate=1.0 is not in \[0, 1\)"),
         ({"replacement_rate": "0.1"}, "replacement_rate='0.1' is neither a number nor an array"),
         ({"maturity_threshold": 1.5}, "maturity_threshold=1.5 is not a whole number"),
         ({"max_replacements": 0}, "max_replacements=0 is not an integer from 1 on"),
@@ -581,8 +581,8 @@ def test_a_lane_that_owes_nothing_is_not_touched_when_another_replaces():
         ({"key": np.zeros(3, np.uint32)}, r"is no random key; jax.random.key\(0\)"),
         ({"count": "poisson"}, "count='poisson'; allowed: accumulate, bernoulli"),
         ({"count_units": "every"}, "count_units='every'; allowed: eligible, all"),
-        ({"utility": "contributions"}, "unknown 'contributions'; allowed: .*contribution"),
-        ({"initializer": "kaiming"}, "unknown name 'kaiming'; allowed: kaiming_uniform"),
+        ({"utility": "contributions"}, "utility='contributions'; allowed: .*contribution"),
+        ({"initializer": "kaiming"}, "initializer='kaiming'; allowed: kaiming_uniform"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -83,12 +83,12 @@ def test_extra_arguments_reach_inner_and_unknown_ones_are_ignored():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rate": -0.1}, "rate must be a number >= 0 .* got -0.1"),
-        ({"rate": float("nan")}, "rate must be a number >= 0 .* got nan"),
-        ({"rate": lambda step: 0.1}, "rate must be a number"),
-        ({"rate": 0.1, "coupled": False}, "needs step_size"),
-        ({"rate": 0.1, "coupled": False, "step_size": -1.0}, "step_size must be a number >= 0"),
-        ({"rate": 0.1, "step_size": 0.1}, "no effect"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1 is not in \[0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan is not in"),
+        ({"weight_decay": lambda step: 0.1}, "neither a number nor an array"),
+        ({"weight_decay": 0.1, "coupled": False}, "needs step_size"),
+        ({"weight_decay": 0.1, "coupled": False, "step_size": -1.0}, "step_size=-1.0 is not in"),
+        ({"weight_decay": 0.1, "step_size": 0.1}, "no effect"),
     ],
 )
 def test_wrong_arguments(arguments, message):
