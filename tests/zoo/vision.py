@@ -1,106 +1,14 @@
-"""Public architectures in their published sizes, with what tracing must find, counted from the papers' tables.
+"""Image classifiers and segmentation."""
 
-Those from packages are used as they are (`requires` names the package); the others are written as their paper, or the
-example named, gives them. `small` has the same structure in a size that can be run in a test.
-"""
-
-import dataclasses
 import functools
-import math
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from plastic_jax import networks
 from plastic_jax.networks import MLP, ConvNet
-from tests.plastic_jax.units.constructs import normal, random_params
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # flax 0.12.0 imports a name that jax 0.8 deprecates
-    from flax import nnx
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A network, and what is to be found in it.
-
-    Attributes:
-        apply: `apply(params, *inputs)`, or `apply(params, variables, *inputs)` with `variables`.
-        params: shapes of its parameters; `concrete` draws them.
-        inputs: example inputs.
-        found: numbers of groups, of units, and of units whose group is function preserving.
-        variables: shapes of running statistics.
-        output: picks the network's output from what `apply` returns.
-    """
-
-    apply: Callable[..., Any]
-    params: Any
-    inputs: tuple[Any, ...]
-    found: tuple[int, int, int]
-    variables: Any = None
-    output: Callable[[Any], Any] = lambda output: output
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
-
-    def concrete(self) -> "Network":
-        """The network with parameters of random numbers."""
-        params = random_params(self.params)
-        return dataclasses.replace(self, params=params, variables=self.variables and random_params(self.variables))
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """`make(full)` builds the published size, or a small one of the same structure.
-
-    Attributes:
-        source: paper, example or package.
-        parameters: number of parameters of the published size, where the source names one.
-        requires: module without which it cannot be built.
-    """
-
-    name: str
-    source: str
-    make: Callable[[bool], Network]
-    parameters: int | None = None
-    requires: str | None = None
-
-
-ARCHITECTURES: dict[str, Architecture] = {}
-
-
-def architecture(name: str, source: str, parameters: int | None = None, requires: str | None = None) -> Any:
-    """Registers a function of `full`."""
-
-    def register(make: Callable[[bool], Network]) -> Callable[[bool], Network]:
-        ARCHITECTURES[name] = Architecture(name, source, make, parameters, requires)
-        return make
-
-    return register
-
-
-def linen(net: nn.Module, *inputs: Any, found: tuple[int, int, int], **kwargs: Any) -> Network:
-    """A Flax network; one with running statistics as it is used in learning: `apply` returns them renewed."""
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = dict(jax.eval_shape(functools.partial(net.init, **kwargs), rngs, *inputs))
-    params = variables["params"]
-    if "batch_stats" in variables:
-
-        def apply(p: Any, v: Any, *x: Any) -> Any:
-            return net.apply({"params": p, "batch_stats": v}, *x, mutable=["batch_stats"], **kwargs)
-
-        return Network(apply, params, inputs, found, variables["batch_stats"], lambda output: output[0])
-    return Network(lambda p, *x: net.apply({"params": p}, *x, **kwargs), params, inputs, found)
-
-
-# The networks of the published experiments ----------------------------------------------------------------------------
+from tests.zoo.zoo import STREAM, Network, architecture, haiku, linen, normal
 
 
 @architecture("MLP of permuted MNIST", "Dohare et al. 2024", 9_594_010)
@@ -125,9 +33,6 @@ def published_resnet(full: bool) -> Network:
         return linen(networks.ResNet(), normal(1, 32, 32, 3), found=(17, 3904, kept), train=True)
     net = networks.ResNet(3, (2, 3), (2, 1))
     return linen(net, normal(2, 8, 8, 3), found=(7, 2 + 4 * 2 + 2 * 3, 4 * 2 + 2 * 3 - 2), train=True)
-
-
-# Convolutional networks -----------------------------------------------------------------------------------------------
 
 
 class MnistCNN(nn.Module):
@@ -258,8 +163,8 @@ def wide_resnet(full: bool) -> Network:
     net = WideResNet(dropout=0.0) if full else WideResNet(16, 1, base=3, classes=3, dropout=0.0)
     if full:
         units = 16 + 4 * (160 + 320 + 640)
-        return linen(net, normal(1, 32, 32, 3), found=(13, units, units))
-    return linen(net, normal(2, 8, 8, 3), found=(7, 3 + 2 * (3 + 6 + 12), 3 + 2 * (3 + 6 + 12)))
+        return linen(net, normal(1, 32, 32, 3), found=(13, units, units), left_out=(STREAM,))
+    return linen(net, normal(2, 8, 8, 3), found=(7, 3 + 2 * (3 + 6 + 12), 3 + 2 * (3 + 6 + 12)), left_out=(STREAM,))
 
 
 class DenseNet(nn.Module):
@@ -321,8 +226,8 @@ class ConvNeXt(nn.Module):
 def convnext(full: bool) -> Network:
     if full:
         units = 4 * (3 * 96 + 3 * 192 + 9 * 384 + 3 * 768)
-        return linen(ConvNeXt(), normal(1, 224, 224, 3), found=(18, units, units))
-    return linen(ConvNeXt((2, 1), (2, 3), 3), normal(2, 16, 16, 3), found=(3, 28, 28))
+        return linen(ConvNeXt(), normal(1, 224, 224, 3), found=(18, units, units), left_out=(STREAM,))
+    return linen(ConvNeXt((2, 1), (2, 3), 3), normal(2, 16, 16, 3), found=(3, 28, 28), left_out=(STREAM,))
 
 
 class UNet(nn.Module):
@@ -356,9 +261,6 @@ def u_net(full: bool) -> Network:
         units = 2 * (64 + 128 + 256 + 512 + 1024 + 512 + 256 + 128 + 64)
         return linen(UNet(), normal(1, 128, 128, 1), found=(18, units, units))
     return linen(UNet(base=2, levels=1), normal(2, 8, 8, 1), found=(6, 16, 16))
-
-
-# Mixers and transformers ----------------------------------------------------------------------------------------------
 
 
 class MlpBlock(nn.Module):
@@ -396,8 +298,10 @@ class Mixer(nn.Module):
 @architecture("MLP-Mixer S/16", "Tolstikhin et al. 2021", 18_528_264)
 def mixer(full: bool) -> Network:
     if full:
-        return linen(Mixer(), normal(1, 224, 224, 3), found=(16, 8 * (256 + 2048), 8 * (256 + 2048)))
-    return linen(Mixer(2, 4, 3, 5, patch=2, classes=3), normal(2, 4, 4, 3), found=(4, 16, 16))
+        return linen(
+            Mixer(), normal(1, 224, 224, 3), found=(16, 8 * (256 + 2048), 8 * (256 + 2048)), left_out=(STREAM,)
+        )
+    return linen(Mixer(2, 4, 3, 5, patch=2, classes=3), normal(2, 4, 4, 3), found=(4, 16, 16), left_out=(STREAM,))
 
 
 class ViT(nn.Module):
@@ -428,200 +332,8 @@ class ViT(nn.Module):
 @architecture("ViT-Ti/16", "Dosovitskiy et al. 2021, Touvron et al. 2021", 5_717_416)
 def vit(full: bool) -> Network:
     if full:
-        return linen(ViT(), normal(1, 224, 224, 3), found=(24, 12 * (192 + 768), 12 * (192 + 768)))
-    return linen(ViT(2, 4, 2, 6, patch=2, classes=3), normal(2, 4, 4, 3), found=(4, 20, 20))
-
-
-class GPT(nn.Module):
-    """Radford et al. 2019 as nanoGPT writes it: one kernel for query, key and value; the head is the embedding."""
-
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    vocabulary: int = 50257
-    context: int = 1024
-    dropout: float = 0.1
-
-    @nn.compact
-    def __call__(self, tokens, train=True):
-        batch, length = tokens.shape
-        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
-        wte = nn.Embed(self.vocabulary, self.width, name="wte")
-        x = drop(wte(tokens) + nn.Embed(self.context, self.width, name="wpe")(jnp.arange(length)))
-        for i in range(self.layers):
-            y = nn.Dense(3 * self.width, name=f"h{i}_attn_c_attn")(nn.LayerNorm(name=f"h{i}_ln_1")(x))
-            q, k, v = (a.reshape(batch, length, self.heads, -1) for a in jnp.split(y, 3, axis=-1))
-            weights = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-            weights = jnp.where(jnp.tri(length, dtype=bool), weights, jnp.finfo(weights.dtype).min)
-            y = jnp.einsum("bhqk,bkhd->bqhd", drop(nn.softmax(weights)), v).reshape(batch, length, self.width)
-            x = x + drop(nn.Dense(self.width, name=f"h{i}_attn_c_proj")(y))
-            y = nn.gelu(nn.Dense(4 * self.width, name=f"h{i}_mlp_c_fc")(nn.LayerNorm(name=f"h{i}_ln_2")(x)))
-            x = x + drop(nn.Dense(self.width, name=f"h{i}_mlp_c_proj")(y))
-        return wte.attend(nn.LayerNorm(name="ln_f")(x))
-
-
-@architecture("GPT-2", "Radford et al. 2019, as nanoGPT", 124_439_808)
-def gpt(full: bool) -> Network:
-    if full:
-        tokens = np.zeros((1, 64), np.int32)
-        return linen(GPT(dropout=0.0), tokens, found=(24, 12 * (768 + 3072), 12 * (768 + 3072)))
-    net = GPT(2, 4, 2, vocabulary=11, context=6, dropout=0.0)
-    return linen(net, np.array([[1, 2, 3], [4, 5, 10]], np.int32), found=(4, 2 * (4 + 16), 2 * (4 + 16)))
-
-
-# Recurrent networks ---------------------------------------------------------------------------------------------------
-
-
-class RecurrentLM(nn.Module):
-    """Embedding, recurrent layers with dropout between them, logits of the next token at every place."""
-
-    cell: Callable[[int], nn.RNNCellBase]
-    width: int
-    vocabulary: int
-    layers: int = 2
-    dropout: float = 0.5
-
-    @nn.compact
-    def __call__(self, tokens, train=True):
-        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
-        x = drop(nn.Embed(self.vocabulary, self.width)(tokens))
-        for _ in range(self.layers):
-            x = drop(nn.RNN(self.cell(self.width))(x))
-        return nn.Dense(self.vocabulary)(x)
-
-
-@architecture("LSTM language model", "Zaremba et al. 2014, medium", 19_775_200)
-def lstm_language_model(full: bool) -> Network:
-    cell = nn.OptimizedLSTMCell
-    if full:
-        return linen(RecurrentLM(cell, 650, 10_000, dropout=0.0), np.zeros((1, 35), np.int32), found=(2, 1300, 1300))
-    return linen(RecurrentLM(cell, 4, 7, dropout=0.0), np.array([[1, 2, 3]], np.int32), found=(2, 8, 8))
-
-
-@architecture("GRU language model", "Cho et al. 2014, sizes of Zaremba's small")
-def gru_language_model(full: bool) -> Network:
-    if full:
-        net = RecurrentLM(nn.GRUCell, 200, 10_000, dropout=0.0)
-        return linen(net, np.zeros((1, 20), np.int32), found=(2, 400, 400))
-    return linen(RecurrentLM(nn.GRUCell, 4, 7, dropout=0.0), np.array([[1, 2, 3]], np.int32), found=(2, 8, 8))
-
-
-# Reinforcement learning -----------------------------------------------------------------------------------------------
-
-
-class ActorCritic(nn.Module):
-    """CleanRL's PPO for continuous actions: two networks, a free log standard deviation."""
-
-    actions: int
-    width: int = 64
-
-    @nn.compact
-    def __call__(self, x):
-        def mlp(name, outputs, scale):
-            y = x
-            for i in range(2):
-                init = nn.initializers.orthogonal(np.sqrt(2))
-                y = nn.tanh(nn.Dense(self.width, kernel_init=init, name=f"{name}_{i}")(y))
-            return nn.Dense(outputs, kernel_init=nn.initializers.orthogonal(scale), name=f"{name}_2")(y)
-
-        log_std = self.param("actor_logstd", nn.initializers.zeros_init(), (1, self.actions))
-        return mlp("actor_mean", self.actions, 0.01), log_std, mlp("critic", 1, 1.0)
-
-
-@architecture("PPO actor and critic", "CleanRL `ppo_continuous_action`")
-def actor_critic(full: bool) -> Network:
-    if full:
-        return linen(ActorCritic(8), normal(1, 27), found=(4, 256, 256))
-    return linen(ActorCritic(2, 4), normal(3, 5), found=(4, 16, 16))
-
-
-class NatureDQN(nnx.Module):
-    """Mnih et al. 2015, in nnx."""
-
-    def __init__(self, widths: tuple[int, ...], side: int, rngs: nnx.Rngs):
-        sizes = ((8, 4), (4, 2), (3, 1)) if side == 84 else ((2, 2), (2, 1), (2, 1))
-        channels = (4, *widths[:3])
-        self.convolutions = nnx.List(
-            nnx.Conv(m, n, (k, k), strides=s, padding="VALID", rngs=rngs)
-            for m, n, (k, s) in zip(channels, channels[1:], sizes, strict=False)
-        )
-        for k, s in sizes:
-            side = (side - k) // s + 1
-        self.hidden = nnx.Linear(side * side * widths[2], widths[3], rngs=rngs)
-        self.values = nnx.Linear(widths[3], 18, rngs=rngs)
-
-    def __call__(self, x):
-        for convolution in self.convolutions:
-            x = nnx.relu(convolution(x))
-        return self.values(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))))
-
-
-@architecture("Nature DQN (nnx)", "Mnih et al. 2015", 1_693_362)
-def nature_dqn(full: bool) -> Network:
-    widths, side = ((32, 64, 64, 512), 84) if full else ((2, 3, 4, 5), 8)
-    definition, params = nnx.split(nnx.eval_shape(lambda: NatureDQN(widths, side, nnx.Rngs(0))))
-    apply = lambda p, x: nnx.merge(definition, p)(x)  # noqa: E731
-    return Network(apply, params, (normal(1, side, side, 4),), (4, sum(widths), sum(widths)))
-
-
-# From packages, as they are -------------------------------------------------------------------------------------------
-
-
-@architecture("PPO actor and critic (brax)", "brax `ppo.networks.make_ppo_networks`", requires="brax.training")
-def brax_ppo(full: bool) -> Network:
-    from brax.training.agents.ppo import networks
-
-    widths = {} if full else {"policy_hidden_layer_sizes": (3, 4), "value_hidden_layer_sizes": (5,)}
-    ppo = networks.make_ppo_networks(27, 8, **widths)
-    keys = jax.random.split(jax.random.key(0))
-    params = jax.eval_shape(
-        lambda: {"policy": ppo.policy_network.init(keys[0]), "value": ppo.value_network.init(keys[1])}
-    )
-
-    def apply(p: Any, x: Any) -> Any:
-        return ppo.policy_network.apply(None, p["policy"], x), ppo.value_network.apply(None, p["value"], x)
-
-    units = 4 * 32 + 5 * 256 if full else 12
-    return Network(apply, params, (normal(3, 27),), (9 if full else 3, units, units))
-
-
-@architecture("PPO actor and critic (rejax)", "rejax `PPO`", requires="rejax")
-def rejax_ppo(full: bool) -> Network:
-    from rejax import get_algo
-
-    agent = {} if full else {"agent_kwargs": {"hidden_layer_sizes": (3, 4)}}
-    ppo = get_algo("ppo").create(env="CartPole-v1", **agent)
-    obs, action = normal(3, 4), np.array([0, 1, 1])
-    log_prob = functools.partial(ppo.actor.apply, method="log_prob_entropy")
-
-    def init(key: Any) -> Any:
-        return {"actor": ppo.actor.init(key, obs, key), "critic": ppo.critic.init(key, obs)}
-
-    def apply(p: Any, x: Any, a: Any) -> Any:
-        return log_prob(p["actor"], x, a), ppo.critic.apply(p["critic"], x)
-
-    units = 4 * 64 if full else 2 * (3 + 4)
-    return Network(apply, jax.eval_shape(init, jax.random.key(0)), (obs, action), (4, units, units))
-
-
-@architecture("MLP (Equinox)", "Equinox `eqx.nn.MLP`", requires="equinox")
-def equinox_mlp(full: bool) -> Network:
-    import equinox as eqx
-
-    width = 128 if full else 4
-    model = eqx.filter_eval_shape(eqx.nn.MLP, 10, 3, width, 3, key=jax.random.key(0))
-    params, static = eqx.partition(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    apply = lambda p, x: jax.vmap(eqx.combine(p, static))(x)  # noqa: E731
-    return Network(apply, params, (normal(3, 10),), (3, 3 * width, 3 * width))
-
-
-def haiku(make: Callable[[], Any], *inputs: Any, found: tuple[int, int, int]) -> Network:
-    """A Haiku network in training, `apply(params, state, *inputs) -> (output, state)`."""
-    import haiku as hk
-
-    net = hk.without_apply_rng(hk.transform_with_state(lambda *x: make()(*x, is_training=True)))
-    params, state = jax.eval_shape(net.init, jax.random.key(0), *inputs)
-    return Network(net.apply, params, inputs, found, state, lambda output: output[0])
+        return linen(ViT(), normal(1, 224, 224, 3), found=(24, 12 * (192 + 768), 12 * (192 + 768)), left_out=(STREAM,))
+    return linen(ViT(2, 4, 2, 6, patch=2, classes=3), normal(2, 4, 4, 3), found=(4, 20, 20), left_out=(STREAM,))
 
 
 @architecture("ResNet-50 (Haiku)", "Haiku `hk.nets.ResNet50`", 25_557_032, requires="haiku")
@@ -657,3 +369,82 @@ def flaxmodels_vgg(full: bool) -> Network:
     units = 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512 + 2 * 4096
     net = flaxmodels.VGG16(output="logits", pretrained=None)
     return linen(net, normal(1, 224, 224, 3), found=(15, units, units), train=False)
+
+
+class Vgg(nn.Module):
+    """Simonyan and Zisserman 2015, configuration D: convolutions, three dense layers, no norm."""
+
+    widths: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    hidden: int = 4096
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, x):
+        for stage in self.widths:
+            for width in stage:
+                x = nn.relu(nn.Conv(width, (3, 3))(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(self.classes)(x)
+
+
+@architecture("VGG-16", "Simonyan & Zisserman 2015", 138_357_544)
+def vgg(full: bool) -> Network:
+    net = Vgg() if full else Vgg(((2,), (3, 4)), 5, 3)
+    units = sum(map(sum, net.widths)) + 2 * net.hidden
+    groups = sum(map(len, net.widths)) + 2
+    return linen(net, normal(1, *((224, 224) if full else (4, 4)), 3), found=(groups, units, units))
+
+
+class EfficientNet(nn.Module):
+    """Tan and Le 2019, B0: inverted bottlenecks with squeeze-and-excite; the bottlenecks are linear."""
+
+    stages: tuple[tuple[int, int, int, int, int], ...] = (  # expansion, width, layers, stride, kernel
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
+    stem: int = 32
+    head: int = 1280
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        conv = functools.partial(nn.Conv, use_bias=False)
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.99, epsilon=1e-3)
+        x = nn.silu(norm()(conv(self.stem, (3, 3), 2)(x)))
+        for expansion, width, layers, stride, size in self.stages:
+            for layer in range(layers):
+                inputs, y = x.shape[-1], x
+                if expansion > 1:
+                    y = nn.silu(norm()(conv(expansion * inputs, (1, 1))(y)))
+                strides = stride if layer == 0 else 1
+                y = conv(y.shape[-1], (size, size), strides, feature_group_count=y.shape[-1])(y)
+                y = nn.silu(norm()(y))
+                gate = nn.silu(nn.Conv(max(1, inputs // 4), (1, 1))(jnp.mean(y, axis=(1, 2), keepdims=True)))
+                y = y * nn.sigmoid(nn.Conv(y.shape[-1], (1, 1))(gate))
+                y = norm()(conv(width, (1, 1))(y))
+                x = x + y if layer > 0 else y
+        x = nn.silu(norm()(conv(self.head, (1, 1))(x)))
+        return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
+
+
+# Per layer: the expanded channels, the same after the depthwise convolution, the squeeze. The first layer expands
+# nothing: its depthwise convolution reads the stem. Linear bottlenecks are no units; with a skip they are streams.
+@architecture("EfficientNet-B0", "Tan & Le 2019", 5_288_548)
+def efficient_net(full: bool) -> Network:
+    net = EfficientNet() if full else EfficientNet(((1, 4, 1, 1, 3), (2, 4, 2, 1, 3)), 4, 5, 3)
+    groups, units, inputs = 2, net.stem + net.head, net.stem
+    for expansion, width, layers, _, _ in net.stages:
+        for _ in range(layers):
+            groups += 3 if expansion > 1 else 2
+            units += (2 if expansion > 1 else 1) * expansion * inputs + max(1, inputs // 4)
+            inputs = width
+    size = 224 if full else 4
+    return linen(net, normal(1 if full else 2, size, size, 3), found=(groups, units, units), left_out=(STREAM,))
