@@ -94,8 +94,7 @@ def main(argv=None):
     for name, continual in (("Adam", False), ("continual backprop", True)):
         print(name)
         plt.plot(range(1, args.tasks + 1), learn(args, continual), label=name)
-    plt.xlabel("task")
-    plt.ylabel("squared error, second half")
+    plt.gca().set(xlabel="task", ylabel="squared error, second half")
     plt.legend()
     plt.savefig(args.figure)
     plt.close()

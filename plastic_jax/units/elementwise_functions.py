@@ -296,7 +296,7 @@ def _is_same(eqn: Any) -> bool:
 def _function(eqn: Any) -> Callable[..., Any]:
     name = eqn.primitive.name
     if _is_same(eqn):
-        return np.positive
+        return np.asarray  # booleans too
     if name == "integer_pow":
         return functools.partial(_power, eqn.params["y"])
     if name == "convert_element_type":
