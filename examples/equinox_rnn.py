@@ -49,10 +49,9 @@ def learn(args, continual):
     """Squared error in the second half of every task."""
     model = Network(args.width, jax.random.key(args.seed))
     units = trace_units(call, model, jnp.zeros((args.batch, LENGTH, 1)))
-    tx = optax.adam(args.step_size)
+    tx = optax.with_extra_args_support(optax.adam(args.step_size))
     if continual:
         tx = plastic_jax.continual_backprop(tx, units, replacement_rate=args.replacement_rate, key=jax.random.key(1))
-    tx = optax.with_extra_args_support(tx)
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit

@@ -41,10 +41,9 @@ def learn(args, images, labels, continual):
     """Accuracy while each task is learned, `[tasks]`; every image is shown once a task and predicted before it."""
     params = init(jax.random.key(args.seed))
     units = plastic_jax.trace_units(network, params, jnp.zeros((args.batch, 784)))
-    tx = optax.sgd(args.step_size)
+    tx = optax.with_extra_args_support(optax.sgd(args.step_size))
     if continual:
         tx = plastic_jax.continual_backprop(tx, units, replacement_rate=args.replacement_rate, key=jax.random.key(1))
-    tx = optax.with_extra_args_support(tx)
     state = tx.init(params)
 
     def step(carry, batch):

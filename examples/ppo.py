@@ -14,6 +14,7 @@ import optax
 import plastic_jax
 
 GAMMA, LAMBDA, CLIP, EPOCHS, MINIBATCHES, ROLLOUT, ENVIRONMENTS = 0.99, 0.95, 0.2, 4, 4, 128, 16
+DEFAULTS = {"updates": 600, "chunk": 20, "change_every": 100, "step_size": 1e-3, "replacement_rate": 1e-4, "seed": 0}
 
 
 class ActorCritic(nn.Module):
@@ -57,10 +58,9 @@ def make_train(args, continual):
     network = ActorCritic()
     params = network.init(jax.random.key(args.seed), jnp.zeros(4))
     units = plastic_jax.trace_units(network.apply, params, jnp.zeros((ENVIRONMENTS, 4)))
-    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(args.step_size, eps=1e-5))
+    tx = optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(args.step_size)))
     if continual:
         tx = plastic_jax.continual_backprop(tx, units, replacement_rate=args.replacement_rate, key=jax.random.key(1))
-    tx = optax.with_extra_args_support(tx)
 
     def act(world, key, params, swapped):
         state, time = world
@@ -72,9 +72,8 @@ def make_train(args, continual):
 
     def back(carry, step):
         """Generalised advantage estimation, from the last step to the first; the reward is 1."""
-        ahead, following = carry
-        value, alive = step[0], 1 - step[1]
-        ahead = 1 + GAMMA * following * alive - value + GAMMA * LAMBDA * alive * ahead
+        (ahead, following), (value, done) = carry, step
+        ahead = 1 + GAMMA * (1 - done) * (following + LAMBDA * ahead) - value
         return (ahead, value), ahead
 
     def learn(carry, minibatch):
@@ -87,12 +86,12 @@ def make_train(args, continual):
     def update(carry, number):
         params, opt_state, world, key = carry
         key, acting, shuffling = jax.random.split(key, 3)
-        swapped, keys = number // args.change_every % 2 == 1, jax.random.split(acting, ROLLOUT)
-        world, steps = jax.lax.scan(lambda world, key: act(world, key, params, swapped), world, keys)
+        swapped = number // args.change_every % 2 == 1
+        play = lambda world, key: act(world, key, params, swapped)  # noqa: E731
+        world, steps = jax.lax.scan(play, world, jax.random.split(acting, ROLLOUT))
         observation, action, before, value, done, length = steps
-        advantage = jax.lax.scan(back, (0 * value[0], network.apply(params, world[0])[1]), (value, done), reverse=True)[
-            1
-        ]
+        ahead = 0.0 * value[0], network.apply(params, world[0])[1]
+        advantage = jax.lax.scan(back, ahead, (value, done), reverse=True)[1]
         data = observation, action, before, advantage, advantage + value
         orders = [jax.random.permutation(k, ROLLOUT * ENVIRONMENTS) for k in jax.random.split(shuffling, EPOCHS)]
         rows = jnp.stack(orders).reshape(EPOCHS * MINIBATCHES, -1)
@@ -114,8 +113,7 @@ def make_train(args, continual):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = {"updates": 600, "chunk": 20, "change_every": 100, "step_size": 1e-3, "replacement_rate": 1e-4, "seed": 0}
-    for name, default in numbers.items():
+    for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--figure", default="ppo.png")
     args = parser.parse_args(argv)
