@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from launch.analysis import increments, replacements, returns, tasks, tuning
-from launch.analysis.comparison import compare_pairs, difference_table, mean_table
+from launch.analysis.comparison import PLAIN, compare_pairs, difference_table, late_verdicts, mean_table, verdict_lines
 from launch.analysis.curves import curves, read
 from launch.analysis.long_table import STARTS
 from launch.analysis.metrics import checked_metrics
@@ -41,8 +41,6 @@ from launch.storage.run_folder import Run, run_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PLAIN = ("backprop", "standard", "base")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,10 @@ def _curves(runs: Sequence[Run], options: Options) -> Part:
     if pairs:
         about = f"Mean over the last {percent(window)} of the run"
         tables.append(difference_table(compare_pairs(pairs, metrics, window), about))
-    return Part(tables, (), lambda: parts.draw_curves(told, metrics)[0])
+    # Where a part says more of the stream, the verdict is its own.
+    own = any(PARTS[name][0](runs) for name in ("tasks", "increments", "returns"))
+    verdicts = [] if own else verdict_lines(late_verdicts(told, metrics[0]))
+    return Part(tables, verdicts, lambda: parts.draw_curves(told, metrics)[0])
 
 
 def _tasks(runs: Sequence[Run], options: Options) -> Part:

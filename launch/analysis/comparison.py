@@ -1,12 +1,12 @@
 """Differences between curves, paired by seed; early, late and overall means; verdicts beside a fresh network."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from launch.analysis.curves import Curve, matched, unequal_numbers
+from launch.analysis.curves import Curve, baseline, beside, matched, named, runs_of, unequal_numbers
 from launch.analysis.long_table import late_mean
 from launch.analysis.metrics import HEADLINES, check_presets, checked_metrics, metric_style
 from launch.analysis.statistics import Difference, interval, late_bins, paired_difference
@@ -16,6 +16,9 @@ from launch.storage.run_folder import Run
 
 HEADINGS = ("metric", "A", "B", "mean A", "mean B", "A - B", "95% interval", "pairs", "A better")
 SHOWN, NOT_SHOWN = "shown", "not shown at this scale"
+PLAIN, FRESH = ("backprop", "standard", "base"), "fresh_network"
+LATE = 0.25
+"""Share of the run that verdicts are about, at its end: fixed for all studies."""
 
 
 class Row(NamedTuple):
@@ -87,6 +90,35 @@ def _shared_headline(one: Run, other: Run) -> str:
     return shared[0]
 
 
+def differences(
+    found: Sequence[tuple[Curve, Mapping[str, pd.Series]]],
+    reference: str,
+    compared: Mapping[str, str],
+    check: Callable[[Run, Run], None] = comparable,
+) -> list[Row]:
+    """Every other curve minus that of the run labelled `reference`, paired by seed.
+
+    Args:
+        found: curves, each with the values by seed of some quantities.
+        reference: the label to compare with; of several such runs, that in the same folder.
+        compared: which quantities, and which direction of each is better.
+        check: refuses runs that cannot be compared.
+
+    Raises:
+        InputError: no such label, or runs that cannot be compared, or without a seed in common.
+    """
+    told, values = [curve for curve, _ in found], {id(curve): each for curve, each in found}
+    runs = runs_of(told)
+    references, rows = named("--reference", reference, runs), []
+    for run in runs:
+        for other in beside(run, references) if run.label != reference else []:
+            check(run, other)
+            for one, two in matched(run, other, told):
+                x, y = values[id(one)], values[id(two)]
+                rows += [paired(name, one, two, x[name], y[name], better) for name, better in compared.items()]
+    return rows
+
+
 def difference_table(rows: Sequence[Row], about: str) -> Table:
     """The comparisons, and what a reader has to know, a sentence each; `about` says what of."""
     ways = {metric_style(row.metric).label: row.better for row in rows}
@@ -109,7 +141,7 @@ def mean_table(found: Sequence[Curve], metrics: Sequence[str] | None = None, win
     Raises:
         InputError: a metric that no run holds, a window outside (0, 1].
     """
-    runs = list({id(curve.run): curve.run for curve in found}.values())
+    runs = runs_of(found)
     share = f"{100 * window:g} %"
     rows = [("method", "metric", f"first {share}", f"last {share}", "whole run", "seeds")]
     for metric in checked_metrics(runs, metrics):
@@ -139,35 +171,48 @@ def _mean(values: np.ndarray) -> str:
 
 
 class Verdict(NamedTuple):
-    """Whether `one` loses plasticity beside `two`: `difference` one - two late in the run, in the unit of its axis.
+    """Whether `one` loses plasticity beside `two`: the difference one - two late in the run, in the unit of its axis.
 
-    "Shown" where the whole 95% Student interval lies below 0. With fewer than two seeds nothing is shown.
+    "Shown" where the whole 95% Student interval lies on the worse side of 0. With fewer than two seeds nothing is.
     """
 
     one: Curve
     two: Curve
-    label: str
     span: str
-    difference: Difference
+    row: Row
 
     @property
     def verdict(self) -> str:
         """In words."""
-        return SHOWN if self.difference.high < 0 else NOT_SHOWN
+        found = self.row.difference
+        return SHOWN if (found.high < 0 if self.row.better == "higher" else found.low > 0) else NOT_SHOWN
 
     def __str__(self) -> str:
-        mean, low, high, n, _ = self.difference
+        mean, low, high, n, _ = self.row.difference
         ends = f" [{low:.4g}, {high:.4g}]" if np.isfinite(low) else ""
-        names = f"{self.one.marked} minus {self.two.marked}"
-        told = f"Loss of plasticity {self.verdict}: {names}, {self.label} over the {self.span}: {mean:.4g}{ends}"
+        names, label = f"{self.row.a} minus {self.row.b}", metric_style(self.row.metric).label
+        told = f"Loss of plasticity {self.verdict}: {names}, {label} over the {self.span}: {mean:.4g}{ends}"
         unequal = unequal_numbers(self.one, self.two)
         differ = f" They differ in more than the past: {', '.join(unequal)}." * bool(unequal)
         return f"{told}, {n} pair{'s' * (n != 1)}.{differ}"
 
 
-def verdict(one: Curve, two: Curve, x: pd.Series, y: pd.Series, label: str, span: str) -> Verdict:
-    """The verdict, given a value by seed of each, of which higher is better."""
-    return Verdict(one, two, label, span, paired(label, one, two, x, y, "higher").difference)
+def late_verdicts(told: Sequence[Curve], metric: str, window: float = LATE) -> list[Verdict]:
+    """One for every method that has a fresh network beside it and is plain, or differs from it in the past alone.
+
+    Compared is the metric's mean over the last `window` of the run.
+    """
+    runs = [run for run in runs_of(told) if metric in run.metrics]
+    fresh, better = [run for run in runs if run.label == FRESH], metric_style(metric).better
+    found = []
+    for run in (run for run in runs if fresh and run.label != FRESH and baseline(run) is None):
+        for other in beside(run, fresh):
+            comparable(run, other)
+            for one, two in matched(run, other, told):
+                if run.label in PLAIN or not unequal_numbers(one, two):
+                    row = paired(metric, one, two, *(late_mean(c, metric, window) for c in (one, two)), better)
+                    found.append(Verdict(one, two, late_text(window), row))
+    return found
 
 
 def verdict_lines(found: Sequence[Verdict]) -> list[str]:

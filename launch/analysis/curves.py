@@ -103,6 +103,11 @@ def curves(runs: Mapping[str, Run] | Iterable[Run]) -> list[Curve]:
     return sorted(found, key=lambda curve: baseline(curve.run) is not None)
 
 
+def runs_of(found: Iterable[Curve]) -> list[Run]:
+    """The runs of some curves, each once."""
+    return list({id(curve.run): curve.run for curve in found}.values())
+
+
 def baseline(run: Run) -> str | None:
     """Which of the two baselines a run is: a network that starts afresh at every change, or a linear one."""
     if run.meta["method"] == "fresh_network" or run.label == "fresh_network":

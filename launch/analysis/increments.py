@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from launch.analysis.comparison import verdict_lines
+from launch.analysis.comparison import LATE, verdict_lines
 from launch.analysis.curves import Curve, baseline, beside, curves, matched, named, place
 from launch.analysis.long_table import STARTS, by_task, long_table, of_metric, task_starts, waits
 from launch.analysis.metrics import IN_TASK, MetricStyle, checked_metrics, metric_style
@@ -33,8 +33,8 @@ from launch.storage.run_folder import RUN, Run
 METRIC = "test_accuracy"
 BASES = ("base", "l2", "backprop")
 AGES = {f"accuracy_{age}_classes": age for age in ("newest", "middle", "oldest")}
-LATE, WAITED = 0.25, 0.5
-"""Shares of the increments, at the end: for which loss of plasticity is judged, and for which the wait is told."""
+WAITED = 0.5
+"""Share of the increments, at the end, for which the wait is told."""
 CUMULATIVE, _EPOCHS, _SOME = "task.cumulative", "task.epochs", "task.classes_per_increment"
 _ALIKE = (
     "dataset",

@@ -15,18 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from launch.analysis.comparison import (
-    Row,
-    Verdict,
-    comparable,
-    difference_table,
-    late_text,
-    paired,
-    verdict,
-    verdict_lines,
-)
-from launch.analysis.curves import Curve, curves, matched, named, unequal_numbers
-from launch.analysis.long_table import late_mean, of_metric
+from launch.analysis.comparison import PLAIN, Row, difference_table, differences, late_verdicts, verdict_lines
+from launch.analysis.curves import Curve, curves
+from launch.analysis.long_table import of_metric
 from launch.analysis.metrics import checked_metrics, metric_style
 from launch.analysis.statistics import late_bins
 from launch.analysis.text import Table, mean_text, percent
@@ -34,8 +25,7 @@ from launch.errors import InputError
 from launch.storage.run_folder import Run
 
 METRIC = "episode_return"
-PLAIN = ("standard", "backprop")
-FRESH, LATE = "fresh_network", 0.25
+COMPARED = {"final return": "higher", "drop from the peak": "lower"}
 
 
 @dataclass(frozen=True)
@@ -87,19 +77,10 @@ def _bins_of_an_episode(run: Run) -> int:
     return -(-steps // int(run.count[0]))
 
 
-def differences(found: Sequence[Returns], reference: str) -> list[Row]:
+def compared(found: Sequence[Returns], reference: str) -> list[Row]:
     """Final returns and drops of every other label minus the reference's, paired by seed."""
-    told = [each.curve for each in found]
-    runs = list({id(curve.run): curve.run for curve in told}.values())
-    (base, *_), lanes = named("--reference", reference, runs), {id(each.curve): each.lanes for each in found}
-    rows = []
-    for run in (run for run in runs if run is not base):
-        comparable(run, base)
-        for one, other in matched(run, base, told):
-            x, y = lanes[id(one)], lanes[id(other)]
-            rows.append(paired("final return", one, other, x["final"], y["final"], "higher"))
-            rows.append(paired("drop from the peak", one, other, x["drop"], y["drop"], "lower"))
-    return rows
+    values = [(e.curve, {"final return": e.lanes["final"], "drop from the peak": e.lanes["drop"]}) for e in found]
+    return differences(values, reference, COMPARED)
 
 
 def report(
@@ -109,7 +90,7 @@ def report(
     found = returns(runs, metric, window)
     labels = list(dict.fromkeys(each.curve.run.label for each in found))
     chosen = reference or next((label for label in PLAIN if label in labels), labels[0])
-    rows = differences(found, chosen)
+    rows = compared(found, chosen)
     remark = (
         f"Means over seeds and 95% intervals. Best: each seed's highest mean over {percent(window)} of the run; final: "
         "that of the end; collapsed: final below half of the seed's own best."
@@ -117,7 +98,7 @@ def report(
     tables = [Table(_table(found), [remark])]
     if rows:
         tables.append(difference_table(rows, f"Differences from {chosen.replace('_', ' ')}"))
-    return tables, verdict_lines(_verdicts([each.curve for each in found], metric))
+    return tables, verdict_lines(late_verdicts([each.curve for each in found], metric))
 
 
 def _table(found: Sequence[Returns]) -> list[tuple[str, ...]]:
@@ -127,16 +108,3 @@ def _table(found: Sequence[Returns]) -> list[tuple[str, ...]]:
         at = "–".join(f"{step:,}" for step in sorted({int(lanes["step"].min()), int(lanes["step"].max())}))
         rows.append((curve.name, best, at, final, drop, f"{lanes['collapsed'].sum()} of {len(lanes)}", str(len(lanes))))
     return rows
-
-
-def _verdicts(told: Sequence[Curve], metric: str) -> list[Verdict]:
-    """One for every method that has a fresh network beside it and is plain, or differs from it in the past alone."""
-    runs = list({id(curve.run): curve.run for curve in told}.values())
-    fresh = next((run for run in runs if run.label == FRESH), None)
-    found = []
-    for run in (run for run in runs if fresh is not None and run is not fresh):
-        for one, other in matched(run, fresh, told):
-            if run.label in PLAIN or not unequal_numbers(one, other):
-                x, y = (late_mean(curve, metric, LATE) for curve in (one, other))
-                found.append(verdict(one, other, x, y, metric_style(metric).label, late_text(LATE)))
-    return found

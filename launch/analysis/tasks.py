@@ -19,16 +19,17 @@ import numpy as np
 import pandas as pd
 
 from launch.analysis.comparison import (
+    LATE,
     Row,
     Verdict,
     comparable,
     difference_table,
+    differences,
     late_text,
     paired,
-    verdict,
     verdict_lines,
 )
-from launch.analysis.curves import Curve, baseline, beside, curves, matched, named, place
+from launch.analysis.curves import Curve, baseline, beside, curves, matched, place, runs_of
 from launch.analysis.long_table import by_task, of_metric, task_starts, waits
 from launch.analysis.metrics import IN_TASK, MetricStyle, checked_metrics, metric_style
 from launch.analysis.statistics import Estimate, late_bins
@@ -49,7 +50,7 @@ class Question:
     """What is asked of every run: metric, share of the tasks that is early and late, threshold, bins of the peak."""
 
     metric: str = METRIC
-    window: float = 0.25
+    window: float = LATE
     threshold: str = "first"
     tasks_per_bin: int | None = None
 
@@ -211,27 +212,14 @@ def _peak(after: pd.DataFrame, size: int) -> pd.Series:
     return binned[means.idxmax()] if means.notna().any() else binned.iloc[:, 0]
 
 
-def differences(found: Sequence[Learned], question: Question, reference: str) -> list[Row]:
-    """Every other curve minus that of the run labelled `reference`, paired by seed.
-
-    Raises:
-        InputError: no such label, or runs on different streams, of different lengths, without a seed in common.
-    """
-    told = [each.curve for each in found]
-    runs = list({id(curve.run): curve.run for curve in told}.values())
-    references, values = named("--reference", reference, runs), {id(each.curve): each.quantities for each in found}
-    compared = [f"last {question.share}", "drop from peak", f"within a task, last {question.share}", NEVER, WAIT]
-    rows = []
-    for run in runs:
-        for other in beside(run, references) if run.label != reference else []:
-            same_tasks(run, other)
-            for pair in matched(run, other, told):
-                mine, theirs = (values[id(curve)] for curve in pair)
-                rows += [paired(name, *pair, mine[name], theirs[name], BETTER.get(name, "higher")) for name in compared]
-    return rows
+def compared(found: Sequence[Learned], question: Question, reference: str) -> list[Row]:
+    """Every other curve minus that of the run labelled `reference`, paired by seed."""
+    names = [f"last {question.share}", "drop from peak", f"within a task, last {question.share}", NEVER, WAIT]
+    values = [(each.curve, each.quantities) for each in found]
+    return differences(values, reference, {name: BETTER.get(name, "higher") for name in names}, same_tasks)
 
 
-def shown(one: Curve, fresh: Curve, metric: str = "test_accuracy", window: float = 0.25, of: str = "tasks") -> Verdict:
+def shown(one: Curve, fresh: Curve, metric: str = "test_accuracy", window: float = LATE, of: str = "tasks") -> Verdict:
     """Whether `one` loses plasticity: its accuracy after a task, late in the run, lies below the fresh network's.
 
     The mean over the last `window` of the tasks, paired by seed.
@@ -244,7 +232,8 @@ def shown(one: Curve, fresh: Curve, metric: str = "test_accuracy", window: float
     late = late_bins(len(task_starts(one.run)) - 1, window)
     x, y = (after_tasks(each, metric).iloc[:, late].mean(axis=1) * style.scale for each in (one, fresh))
     x, y = (pd.Series(each.to_numpy(), curve.seeds) for each, curve in ((x, one), (y, fresh)))
-    return verdict(one, fresh, x, y, style.label, late_text(window, of))
+    row = paired(metric.removesuffix(IN_TASK), one, fresh, x, y, "higher")
+    return Verdict(one, fresh, late_text(window, of), row)
 
 
 def report(
@@ -254,7 +243,7 @@ def report(
     found = learned(runs, question)
     labels = list(dict.fromkeys(each.curve.run.label for each in found))
     chosen = reference or ("backprop" if "backprop" in labels else labels[0])
-    rows = differences(found, question, chosen)
+    rows = compared(found, question, chosen)
     tables = [_accuracies(found, question), _waiting(found, question)]
     if rows:
         about = f"Threshold: {question.threshold_words}, in the last {question.share} of tasks"
@@ -295,7 +284,7 @@ def _waiting(found: Sequence[Learned], question: Question) -> Table:
 def _verdicts(found: Sequence[Learned], question: Question) -> list[Verdict]:
     """One for every setting of backprop beside a fresh network."""
     told = [each.curve for each in found]
-    runs = list({id(curve.run): curve.run for curve in told}.values())
+    runs = runs_of(told)
     fresh = [run for run in runs if baseline(run) == "fresh_network"]
     plain = [run for run in runs if run.meta["method"] == "backprop" and baseline(run) is None]
     pairs = [pair for run in plain for other in beside(run, fresh) for pair in matched(run, other, told)]

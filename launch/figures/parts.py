@@ -8,7 +8,7 @@ import numpy as np
 
 from launch.analysis import increments as by_increment
 from launch.analysis import tasks
-from launch.analysis.curves import Curve, baseline, caption, interval_words, tuned_on
+from launch.analysis.curves import Curve, baseline, caption, interval_words, runs_of, tuned_on
 from launch.analysis.increments import AGES, DIAGNOSTICS, Increments
 from launch.analysis.metrics import metric_style
 from launch.analysis.replacements import chosen_groups, group_names, lifetimes, log_of, logged, useful_share
@@ -48,7 +48,7 @@ def draw_curves(
         for ax, group in zip(beside, groups, strict=True):
             drawn += figure.draw_metric(ax, group, metric)
         _share_limits(beside)
-    runs = list({id(curve.run): curve.run for curve in found}.values())
+    runs = runs_of(found)
     told = caption(runs, [line.curve for line in drawn])
     return _finished(drawing, axes, " ".join([told, *about, *tuned_on(runs)]))
 
@@ -90,7 +90,7 @@ def draw_waits(found: Sequence[tasks.Learned], question: tasks.Question) -> tupl
         ax.set_xlim(0, 1.02 * max(wait.horizon for wait in asked))  # a last drop is seen
         ax.set_ylim(0, 102)
     axes[0].set_ylabel("tasks not yet there (%)", fontsize=10, color=INK)
-    runs = list({id(each.curve.run): each.curve.run for each in found}.values())
+    runs = runs_of(each.curve for each in found)
     told = f"Share of tasks that have not yet reached {question.threshold_words}, by Kaplan and Meier over all seeds"
     return _finished(drawing, axes, f"{told}{_band_words([line.curve for line in looks])}. {caption(runs)}")
 

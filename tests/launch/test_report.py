@@ -8,10 +8,14 @@ import pytest
 from absl import flags
 
 from launch import report as command
+from launch.analysis.comparison import mean_table
+from launch.analysis.curves import caption, curves, read
 from launch.errors import InputError
+from launch.export import export
+from launch.plot import plot
 from launch.report import PARTS, Options, part, report
 from launch.storage.run_folder import read_runs
-from tests.launch import tiny
+from tests.launch import test_compare, tiny
 from tests.launch.analysis import test_increments, test_replacements, test_returns, test_tasks
 
 STEADY, DECLINING = test_tasks.STEADY, test_tasks.DECLINING
@@ -55,6 +59,17 @@ def test_the_report_holds_verdict_tables_and_figures(stream):
     assert text.index(verdicts[0]) < text.index("## Curves") < text.index("## Tasks")
 
 
+def test_an_error_that_stays_above_a_fresh_networks_is_a_loss(tmp_path):
+    spread = np.array([[0.0], [0.1], [0.2]])
+    for label, error in (("backprop", 2.0), ("fresh_network", 1.0), ("l2", 5.0)):
+        hypers = ({"weight_decay": 0.1},) if label == "l2" else ({},)
+        test_compare.write(tmp_path, label, error + spread + np.zeros((3, 8)), hypers=hypers)
+    verdicts, _ = report(tmp_path)
+    (line,) = verdicts  # l2 differs in more than the past
+    assert line.startswith("Loss of plasticity shown: backprop minus fresh network, squared error over the last 25% of")
+    assert line.endswith(": 1 [1, 1], 3 pairs.")
+
+
 def test_what_cannot_be_told_is_named_with_the_reason(tmp_path):
     test_tasks.write(tmp_path, "backprop", [STEADY], seeds=[0])
     test_tasks.write(tmp_path, "fresh_network", [STEADY], seeds=[7])
@@ -68,6 +83,12 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(tmp_path):
     report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "partial: " in text and "Nothing measured yet: l2." in text and "![curves]" in text
+    runs = read(tmp_path)
+    assert f"backprop is {runs[0].progress}" in caption(runs) and curves(runs)[0].note.endswith("partial")
+    assert f"backprop: {runs[0].progress}." in mean_table(curves(runs)).remarks
+    assert plot(tmp_path, out=tmp_path / "f.png").exists()
+    rows = export(tmp_path).read_text().splitlines()
+    assert len(rows) > 1 and {line.split(",")[0] for line in rows[1:]} == {"backprop"}
 
 
 def test_parts_are_printed_alone(stream, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch.analysis.returns import differences, report, returns
+from launch.analysis.returns import compared, report, returns
 from launch.analysis.text import joined
 from launch.errors import InputError
 from launch.storage.run_folder import read_runs, write_run
@@ -76,7 +76,7 @@ def test_a_short_last_bin_weighs_as_many_steps_as_it_has(tmp_path):
 
 
 def test_differences_are_paired_by_seed(runs):
-    final, drop = differences(returns(runs, window=0.2), "standard")
+    final, drop = compared(returns(runs, window=0.2), "standard")
     assert final.difference.mean == pytest.approx(np.mean([8.5 - 11, 13.5 - 11, 15.5 + 9]))
     assert (final.difference.n, final.difference.wins, drop.difference.wins) == (3, 2, 2)
     assert drop.difference.mean == pytest.approx(-28 / 3)

@@ -43,13 +43,13 @@ def report(runs, question=ASKED, reference=None, format="text"):
 
 
 def differences(runs, reference, question=ASKED):
-    return module.differences(learned(runs, question), question, reference)
+    return module.compared(learned(runs, question), question, reference)
 
 
 def judged(runs, one, other="fresh_network"):
     (one,), (other,) = curves([runs[one]]), curves([runs[other]])
     found = shown(one, other)
-    return found.difference, found.verdict
+    return found.row.difference, found.verdict
 
 
 def only(folder, **question):
