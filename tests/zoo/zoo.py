@@ -87,7 +87,6 @@ class Architecture:
 
 ZOO: dict[str, Architecture] = {}
 NOT_YET = {
-    "Attention over a GRU encoder": "a score that weighs a state counts as a unit with all of its channels",
     "Mamba-130M": "channels of which a recurrence is made are taken for a residual stream",
     "SAC actor and twin critics": "the members of an ensemble lie in one group",
     "IMPALA network": "the first layer of a stream is offered",

@@ -170,7 +170,12 @@ def _one_after_another(walk: Walk, values: list[Value], axis: int, shape: tuple[
         names = [v.made[source].activation for v in values if source in v.made]
         name = next((n for n in names if n), None)
         uses = frozenset().union(*(v.made[source].uses for v in values if source in v.made))
-        made[source] = Made(labels.concatenate(parts, sizes, axis), name, uses)
+        there = [(part, n) for part, n in zip(parts, sizes, strict=True) if part is not None]
+        if all(part.size == 1 and n > 1 and (part == there[0][0]).all() for part, n in there):
+            channel = there[0][0]  # one channel that weighs others goes on along the whole axis
+        else:
+            channel = labels.concatenate(parts, sizes, axis)
+        made[source] = Made(channel, name, uses)
     for leaf in dict.fromkeys(leaf for v in values for leaf in v.entries):
         found = [v.entries.get(leaf) for v in values]
         kind = next(f.kind for f in found if f is not None)

@@ -987,6 +987,19 @@ def attention_of_one_kernel() -> Model:
 
 
 @construct
+def attention_by_one_score() -> Model:
+    """The score's only channel weighs all units, which stay units of their own beside another value."""
+
+    def body(x):
+        h = nn.relu(nn.Dense(4, name="h")(x))
+        context = jnp.einsum("bt,btd->bd", nn.softmax(nn.Dense(1, name="score")(h)[..., 0]), h)
+        return nn.Dense(2, name="out")(jnp.concatenate([context, x[:, 0]], axis=-1))
+
+    group = Expected(4, layer("h"), "score/kernel: u o; out/kernel[:4]: u o")
+    return linen(body, normal(2, 3, 5), groups={"h": group})
+
+
+@construct
 def transformer() -> Model:
     def body(tokens):
         x = nn.Embed(7, 6, name="embed")(tokens) + nn.Embed(3, 6, name="position")(jnp.arange(3))
