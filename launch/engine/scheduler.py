@@ -188,11 +188,11 @@ def _join(launch: Launch, label: Label, stop: Stop | None = None) -> None:
     place = Place(label.checkpoints, launch.policy)
     with contextlib.suppress(TakenError), locked(label.checkpoints / LOCK):
         again = label.again()
-        if again.is_over() or again.units != label.units:
+        if again.is_over() or [unit.name for unit in again.units] != [unit.name for unit in label.units]:
             return
         # A last checkpoint that is no longer as it was written is computed again from the one before.
         measured = (
-            finished(again.plan, unit, place.folder) or run_units(again.plan, [unit], place, stop=stop)[0]
+            finished(again.plan, unit, place.folder) or run_units(again.plan, [unit], place, again.devices, stop)[0]
             for unit in again.units
         )
         again.finish(list(measured), launch.policy)
