@@ -218,14 +218,14 @@ def run_workers(
     waiting = _number_left(launch, labels)
     alone = jax.default_backend() != "cpu" or launch.devices not in (None, 1) or launch.parallel == "batch"
     wanted = min(waiting, workers or (1 if alone else os.cpu_count() or 1))
-    killed = 0
+    early = 0
     if report is not None:
         for label in labels:
             done = len(label.job.lanes) - sum(len(unit.lanes) for unit in label.left())
             if done and not label.is_over():
                 report(label.name, done * (label.plan.steps - label.plan.start))
     if wanted > 1:
-        killed = _run_processes(launch, wanted, stop or Stop(), report, log)
+        early = _run_processes(launch, wanted, stop or Stop(), report, log)
     else:
         work_through(launch, labels, None, stop, report, log)
     if stop is not None and stop.signal:
@@ -234,12 +234,12 @@ def run_workers(
         _join(launch, label, stop)
     left = _number_left(launch, labels)
     if left and hosts.is_first():
-        why = f"{killed} of {wanted} workers were killed" if killed else "others are still running"
+        why = f"{early} of {wanted} workers ended early" if early else "others are still running"
         raise InputError(f"--workers: {why}, {left} unit{'s' * (left != 1)} left; the same command goes on")
 
 
 def _run_processes(launch: Launch, workers: int, stop: Stop, report: Report | None, log: Log | None) -> int:
-    """Work through a launch with worker processes; how many of them were killed."""
+    """Work through a launch with worker processes; how many of them ended early."""
     with messages_to(report, log) as messages, one_thread_each():
         errors = CONTEXT.SimpleQueue()
         arguments = (launch, stop, messages, errors, sys.path)

@@ -55,7 +55,7 @@ class Curves:
 
 def _settings(job: Job, unit: Unit) -> list[str]:
     """For every lane of the unit the numbers by which settings of the job differ, as `step_size=0.01/`."""
-    differ = [name for name in job.method.numbers if len({lane.hyper[name] for lane in job.lanes}) > 1]
+    differ = [name for name in job.lanes[0].hyper if len({lane.hyper[name] for lane in job.lanes}) > 1]
     texts = {name: number_texts([lane.hyper[name] for lane in unit.lanes]) for name in differ}
     return ["".join(f"{name}={texts[name][i]}/" for name in differ) for i in range(len(unit.lanes))]
 

@@ -58,7 +58,7 @@ def test_killed_workers_and_parents_started_again_come_to_the_same_end(tmp_path,
     for number in running:
         os.kill(number, signal.SIGKILL)
     said = process.communicate(timeout=tiny.HANG)[1]
-    wanted = r"error: --workers: 2 of 2 workers were killed, [23] units left; the same command goes on\n"
+    wanted = r"error: --workers: 2 of 2 workers ended early, [23] units left; the same command goes on\n"
     assert re.fullmatch(wanted, said) and process.returncode == 2
 
     prepare(killed)
