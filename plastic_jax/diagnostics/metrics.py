@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastic_jax.units.activation import Activation, named
 
@@ -95,7 +96,7 @@ def numerical_stable_rank_of(sigma: jax.Array) -> jax.Array:
 
 def dead_units(features: jax.Array) -> jax.Array:
     """Share of the units that are exactly 0 on all samples of `[..., units]`; 0-d float32."""
-    return jnp.mean(_count_samples(features != 0) == 0, dtype=jnp.float32)
+    return _share(_count_samples(features != 0) == 0)
 
 
 def dormant_units(
@@ -118,7 +119,7 @@ def dormant_units(
         dormant = _count_samples(features > 0) <= math.floor(limit)
     else:
         raise ValueError(f"rule must be 'nonzero' or 'positive', got {rule!r}")
-    return jnp.mean(dormant, dtype=jnp.float32)
+    return _share(dormant)
 
 
 def saturated_units(
@@ -132,7 +133,7 @@ def saturated_units(
     """
     near = (named(activation) if isinstance(activation, str) else activation).saturated(features, level)
     needed = math.ceil(round(share * math.prod(features.shape[:-1]), 6))
-    return jnp.mean(_count_samples(near) >= needed, dtype=jnp.float32)
+    return _share(_count_samples(near) >= needed)
 
 
 def mean_weight_magnitude(params: PyTree, include: Literal["kernels", "all"] = "kernels") -> jax.Array:
@@ -181,6 +182,15 @@ def _unless_degenerate(sigma: jax.Array, value: jax.Array) -> jax.Array:
 
 def _count_samples(true: jax.Array) -> jax.Array:
     return jnp.sum(true, axis=tuple(range(true.ndim - 1)), dtype=jnp.int32)
+
+
+def _share(true: jax.Array) -> jax.Array:
+    """Share of true entries, 0-d float32: the number nearest to count / size.
+
+    From a table, as XLA turns a division by a constant into a product with its rounded inverse.
+    """
+    shares = np.arange(true.size + 1) / max(true.size, 1)
+    return jnp.asarray(shares, jnp.float32)[jnp.sum(true, dtype=jnp.int32)]
 
 
 def _included(params: PyTree, include: str) -> list[jax.Array]:

@@ -166,3 +166,15 @@ def test_weight_change_of_a_recorded_policy_update():
     recorded = np.load(path)
     before, after = ([recorded[f"{at}/pol/W{i}"] for i in range(3)] for at in ("init", "f64/final"))
     np.testing.assert_allclose(metrics.weight_change(before, after), recorded["f64/weight_change"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("measure", ["dead_units", "dormant_units", "saturated_units"])
+def test_shares_of_units_are_the_nearest_numbers_to_count_over_width(measure):
+    """Compiled, alone and in lanes, for all counts of a width whose inverse is no float."""
+    width = 49
+    silent = jnp.arange(width) < jnp.arange(width + 1)[:, None]
+    features = jnp.broadcast_to(
+        jnp.where(silent, 1.0 if measure == "saturated_units" else 0.0, 0.5)[:, None], (50, 3, 49)
+    )
+    found = jax.jit(jax.vmap(getattr(metrics, measure)))(features)
+    np.testing.assert_array_equal(found, (np.arange(width + 1) / width).astype(np.float32))

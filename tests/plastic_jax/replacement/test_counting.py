@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastic_jax.replacement.counting import expected_replacements, owed
+from plastic_jax.replacement.counting import expected_replacements, owed, rate_warnings
 
 KEY = jax.random.key(0)
 
@@ -49,3 +49,28 @@ def test_rounding_error_of_the_sum_is_carried_along():
 
     after, _ = jax.lax.scan(step, jnp.array([0.75, 0.0]), length=1000)
     np.testing.assert_allclose(after[0], 0.75001, rtol=0, atol=1e-7)
+
+
+WIDTHS = {"a": 100, "b": 10}
+
+
+def test_a_rate_is_too_small_where_less_than_one_replacement_is_expected():
+    at = lambda rate, steps=1100: rate_warnings(WIDTHS, steps, replacement_rate=rate)  # noqa: E731
+    assert at(2e-5) == [
+        "replacement_rate=2e-05: less than one replacement is expected in 1100 steps in b (at most 0.2)"
+    ]
+    assert at(5e-6) == [
+        "replacement_rate=5e-06: less than one replacement is expected in 1100 steps in any group (at most 0.5)"
+    ]
+    assert "in any group (at most 0)" in at(0.01, steps=100)[0]  # none is mature before step 101
+    assert at(2e-4) == at(0.0) == rate_warnings({}, 5, replacement_rate=0.1) == []
+
+
+def test_a_rate_is_bound_where_a_step_asks_for_more_than_it_may_replace():
+    at = lambda rate, most=1: rate_warnings(WIDTHS, 10**6, replacement_rate=rate, max_replacements=most)  # noqa: E731
+    assert at(0.01) == at(0.02, 2) == at(1.0, 100) == []
+    assert at(0.1) == [
+        "replacement_rate=0.1: max_replacements=1 bounds the replacements of a; "
+        "rates above 0.01 give nearly the same run"
+    ]
+    assert "of a, b; rates above 0.1 give" in at(1.0)[0]
