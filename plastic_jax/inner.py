@@ -59,34 +59,42 @@ def frozen_leaves(
 
 
 def _frozen_leaves(inner: optax.GradientTransformationExtraArgs, params: Any, extra: dict[str, Any]) -> frozenset[str]:
-    def update(gradients: Any, state: Any, params: Any) -> Any:
-        return inner.update(gradients, state, params, **extra)
+    both = isinstance(params, optax.LookaheadParams)  # of a frozen parameter the fast and the slow value are the same
 
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
-    gradients = shapes.fast if isinstance(shapes, optax.LookaheadParams) else shapes
+    def init(params: Any) -> Any:
+        return inner.init(optax.LookaheadParams(params, params) if both else params)
+
+    def update(gradients: Any, state: Any, params: Any) -> Any:
+        return inner.update(gradients, state, optax.LookaheadParams(params, params) if both else params, **extra)
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+    shapes = jax.tree.map(shape, params.fast if both else params)
     try:
         with jax.disable_jit(False):
-            first, state = jax.make_jaxpr(inner.init, return_shape=True)(shapes)
-            program = jax.make_jaxpr(update)(gradients, state, shapes)
+            first, state = jax.make_jaxpr(init, return_shape=True)(shapes)
+            program = jax.make_jaxpr(update)(shapes, state, shapes)
     except (NameError, TypeError, ValueError, jax.errors.JAXTypeError):  # told where it is really called
         return frozenset()
-    n, leaves = len(jax.tree.leaves(gradients)), len(jax.tree.leaves(shapes))
-    zero = _zeros(first, [False] * leaves)
+    n = len(jax.tree.leaves(shapes))
+    zero = _zeros(first, [False] * n)
     while True:
-        out = _zeros(program, [*[False] * n, *zero, *[False] * leaves])
+        out = _zeros(program, [*[False] * n, *zero, *[False] * n])
         still = [a and b for a, b in zip(zero, out[len(out) - len(zero) :], strict=True)]
         if still == zero:
             break
         zero = still
     if not any(out[:n]):
         return frozenset()
-    return frozenset(name for name, frozen in zip(leaf_names(gradients), out[:n], strict=True) if frozen)
+    return frozenset(name for name, frozen in zip(leaf_names(shapes), out[:n], strict=True) if frozen)
 
 
 def _zeros(program: ClosedJaxpr | Jaxpr, given: Sequence[bool]) -> list[bool]:
     """Which outputs are 0 everywhere, as far as can be seen, where the inputs are that are `given` as 0."""
     jaxpr: Any = getattr(program, "jaxpr", program)
     known: dict[Any, bool] = dict(zip(jaxpr.invars, given, strict=True))
+    same: dict[Any, Any] = {}  # what has only had 0 added, by what it was
 
     def is_zero(atom: Any) -> bool:
         if isinstance(atom, Literal):
@@ -98,6 +106,11 @@ def _zeros(program: ClosedJaxpr | Jaxpr, given: Sequence[bool]) -> list[bool]:
         # A factor that is the number 0 is a step size.
         factors = [z and not isinstance(a, Literal) for z, a in zip(zero, eqn.invars, strict=True)]
         known.update(zip(eqn.outvars, _outputs(eqn, zero, factors), strict=True))
+        if eqn.primitive.name in ("add", "sub") and not any(isinstance(atom, Literal) for atom in eqn.invars):
+            left, right = (same.get(atom, atom) for atom in eqn.invars)
+            if zero[1] or (zero[0] and eqn.primitive.name == "add"):
+                same[eqn.outvars[0]] = left if zero[1] else right
+            known[eqn.outvars[0]] |= eqn.primitive.name == "sub" and left is right
     return [is_zero(atom) for atom in jaxpr.outvars]
 
 

@@ -355,7 +355,8 @@ def check_units(units: UnitGraph, params: Any, what: str) -> None:
         for s in (*group.incoming, *group.outgoing):
             if s.path not in names:
                 raise ValueError(
-                    f"{what}: group '{group.name}' names parameter '{s.path}'; there are: {', '.join(sorted(names))}"
+                    f"{what}: group '{group.name}' names parameter '{s.path}'; there are: {', '.join(sorted(names))} "
+                    "(one optimizer has to hold all parameters of a graph; optax.multi_transform inside splits them)"
                 )
             _check_slice(s, get_leaf(params, s.path).shape, group.width, what)
 

@@ -34,6 +34,7 @@ FREEZING = {
     ),
     "if finite": optax.apply_if_finite(by_labels(optax.adam(0.1)), 3),
     "every second step": optax.MultiSteps(by_labels(optax.adam(0.1)), 2).gradient_transformation(),
+    "lookahead": optax.lookahead(by_labels(optax.sgd(0.1)), 5, 0.5),
     "injected": optax.inject_hyperparams(lambda step_size: by_labels(optax.adam(step_size)))(step_size=0.1),
 }
 MOVING = {
@@ -48,7 +49,8 @@ MOVING = {
 
 @pytest.mark.parametrize("name", FREEZING)
 def test_parameters_that_a_mask_freezes_are_found(name):
-    assert frozen_leaves(with_extra_args(FREEZING[name]))(PARAMS, {}) == {"encoder"}
+    params = optax.LookaheadParams(PARAMS, PARAMS) if name == "lookahead" else PARAMS
+    assert frozen_leaves(with_extra_args(FREEZING[name]))(params, {}) == {"encoder"}
 
 
 @pytest.mark.parametrize("name", MOVING)
