@@ -22,11 +22,11 @@ from launch import train
 from launch.analysis.metrics import checked_metrics
 from launch.analysis.tuning import Winner, render, report_experiment, winners
 from launch.cli import run_cli
-from launch.config.experiment import Experiment, resolve, warnings
+from launch.config.experiment import Experiment, resolve
 from launch.config.grid import read_grid
 from launch.config.syntax import parse_seeds, with_settings
 from launch.engine import slurm
-from launch.engine.dry_run import dry_run
+from launch.engine.dry_run import all_warnings, dry_run
 from launch.engine.processes import enable_compilation_cache
 from launch.engine.scheduler import Launch, check_unit, labels_of, prepare, run_workers, work_through
 from launch.engine.sinks import sending
@@ -172,7 +172,7 @@ def _work(sweep: Launch, values: flags.FlagValues) -> None:
     check_sweep_file(sweep)
     check_unit(sweep, labels_of(sweep), values.unit)
     sender = None if values.submit == "here" else slurm.executor(sweep.root, values.submit, values.slurm)
-    for line in (line for one in sweep.experiments for line in warnings(resolve(one))):
+    for line in (line for one in sweep.experiments for line in all_warnings(resolve(one))):
         print("warning:", line, file=sys.stderr)
     labels = prepare(sweep)
     write_sweep_file(sweep, labels)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from launch.cli import run_cli
 from launch.config import describe, scripts
-from launch.config.experiment import Plan, resolve, warnings
+from launch.config.experiment import Plan, resolve
 from launch.config.flags import NETWORK_SETTINGS, TASK_SETTINGS, define_flags, from_flags
 from launch.config.syntax import parse_every, parse_keep, parse_step
 from launch.engine.stopping import listening
@@ -91,7 +91,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
 
 
 def _train(values: flags.FlagValues) -> int:
-    from launch.engine.dry_run import dry_run
+    from launch.engine.dry_run import all_warnings, dry_run
     from launch.engine.hosts import is_first
     from launch.engine.scheduler import run
     from launch.engine.sinks import check_sinks, sending
@@ -109,7 +109,7 @@ def _train(values: flags.FlagValues) -> int:
     if plan.chosen and not values.dry_run:
         sizes = ", ".join(f"{name}={value}" for name, value in plan.chosen.items())
         print("sizes not asked for, chosen to fit:", sizes, file=sys.stderr)
-    for line in warnings(plan):
+    for line in all_warnings(plan):
         print("warning:", line, file=sys.stderr)
     if values.dry_run:
         print(dry_run(plan))

@@ -136,6 +136,12 @@ class Plan:
         return (self.bin, schedule.probe_every, schedule.evaluate_every or looks)
 
     @property
+    def updates(self) -> int:
+        """Updates from the start of the run to its end."""
+        steps = self.steps - self.start
+        return steps if self.learner is None else steps // self.stride * self.learner.updates
+
+    @property
     def start(self) -> int:
         """The step at which the runs begin."""
         return self.source.step if self.source else 0
@@ -232,12 +238,16 @@ def branched(source: str, **changes: Any) -> Experiment:
 def warnings(plan: Plan) -> list[str]:
     """What is allowed but surely not meant, a line each."""
     lines = []
-    updates, word = plan.steps - plan.start, "steps"
-    if plan.learner is not None:
-        updates, word = updates // plan.stride * plan.learner.updates, "updates"
+    updates, word = plan.updates, "steps" if plan.learner is None else "updates"
     for job in plan.jobs:
         numbers = [lane.hyper.get("maturity_threshold", -1) for lane in job.lanes]
         never = sum(threshold >= updates for threshold in numbers)
+        batch = getattr(plan.task.spec, "batch", None)
+        if batch == 1 and "period" in job.method.settings and job.lanes[0].hyper["decay_rate"] == 0:
+            lines.append(
+                f"{job.label}: with decay_rate=0 it looks at the one example of a step, on which about half of all "
+                "ReLU units are silent; decay_rate=0.99 averages over steps"
+            )
         if job.method.needs_units and never:
             lines.append(
                 f"{job.label}: in {never} of {len(numbers)} lanes no unit can ever be replaced: maturity_threshold "

@@ -52,7 +52,7 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
     if axis_name is not None:
         _check_shared_batches(plan, job)
     network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
-    units = _units(job, network, functools.partial(network_units, network, task.spec.input_shape, axis_name))
+    units = _network_units(plan, job, network, axis_name)
     learner = SupervisedLearner(
         network=network,
         input_shape=task.spec.input_shape,
@@ -81,7 +81,7 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
             f"--task: {plan.spec.name} has observations {task.spec.input_shape}; PPO takes those of one axis"
         )
     _parameters(plan, job)
-    units = _units(job, job.network, functools.partial(ppo_units, job.network, task.spec.input_shape[0]))
+    units = _network_units(plan, job, job.network, None)
     transformation = _transformation(plan, job, job.network, units, None)
     try:
         learner = PPO(
@@ -158,8 +158,20 @@ def forward_multiplications(plan: Plan, job: Job) -> dict[str, int]:
     return jaxprs.multiplications(jaxprs.trace(job.network.apply, variables, shapes[1])[0])
 
 
-def _units(job: Job, network: nn.Module, find: Callable[[], UnitGraph]) -> UnitGraph | None:
+@functools.lru_cache(_KEPT)
+def group_widths(plan: Plan, job: Job) -> dict[str, int]:
+    """Units by group that a method may replace; empty for one that replaces none. Nothing is compiled."""
+    units = _network_units(plan, job, job.network, None) if job.method.needs_units else None
+    return {} if units is None else {group.name: group.width for group in units.groups}
+
+
+def _network_units(plan: Plan, job: Job, network: nn.Module, axis_name: str | None) -> UnitGraph | None:
     """The network's units; `None` where they cannot be found and the method does without."""
+    shape = plan.task.spec.input_shape
+    if plan.learner is None:
+        find = functools.partial(network_units, network, shape, axis_name)
+    else:
+        find = functools.partial(ppo_units, network, shape[0])
     try:
         units = find()
     except NotImplementedError as error:

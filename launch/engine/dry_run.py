@@ -1,12 +1,13 @@
-"""What a run would cost, said before anything is compiled: the text of `--dry_run`."""
+"""What can be said of a run before anything is compiled: the text of `--dry_run`, and warnings."""
 
 import jax
 
-from launch.config.experiment import Plan
-from launch.engine.build import lane_memory, load_data, parameter_count, state_bytes
+from launch.config.experiment import Job, Plan, warnings
+from launch.engine.build import group_widths, lane_memory, load_data, parameter_count, state_bytes
 from launch.engine.loop import chunk_lengths
 from launch.engine.unit_of_work import seconds_per_step, units_of
 from launch.texts import size_text, time_text
+from plastic_jax.replacement.counting import rate_warnings
 from tasks.base import Environment
 
 
@@ -35,3 +36,28 @@ def dry_run(plan: Plan) -> str:
         )
     lines.append(f"{sum(len(j.lanes) for j in plan.jobs)} lanes, about {time_text(total)} of one CPU core in all")
     return "\n".join(lines)
+
+
+def all_warnings(plan: Plan) -> list[str]:
+    """What is allowed but surely not meant, a line each; for methods that replace units their networks are traced."""
+    return [*warnings(plan), *(f"{job.label}: {line}" for job in plan.jobs for line in _of_rates(plan, job))]
+
+
+def _of_rates(plan: Plan, job: Job) -> list[str]:
+    """Rates that replace nothing in the run, and those beyond what a step may replace."""
+    if "replacement_rate" not in job.method.settings:
+        return []
+    # Where no unit ever gets old enough, that is said of all lanes at once.
+    settings = {(lane.hyper["replacement_rate"], int(lane.hyper["maturity_threshold"])) for lane in job.lanes}
+    return [
+        line
+        for rate, maturity in sorted(settings)
+        if maturity < plan.updates
+        for line in rate_warnings(
+            group_widths(plan, job),
+            plan.updates,
+            replacement_rate=rate,
+            maturity_threshold=maturity,
+            max_replacements=job.static["max_replacements"],
+        )
+    ]
