@@ -54,6 +54,7 @@ class Option:
         allowed: every value there is; empty where `kind` says it.
         kind: the type of the value; `str` is any text.
         low: the least whole number allowed, with `kind=int`.
+        high: the largest.
         optional: whether it may be `None`.
     """
 
@@ -62,6 +63,7 @@ class Option:
     allowed: tuple[Any, ...] = ()
     kind: type = str
     low: int = 1
+    high: float = math.inf
     optional: bool = False
 
     @property
@@ -69,7 +71,8 @@ class Option:
         """The values allowed, in words."""
         if self.allowed:
             return ", ".join(map(str, self.allowed))
-        number = "a positive whole number" if self.low == 1 else f"a whole number from {self.low} on"
+        end = "on" if self.high == math.inf else f"to {self.high:g}"
+        number = "a positive whole number" if (self.low, end) == (1, "on") else f"a whole number from {self.low} {end}"
         return (number if self.kind is int else "text") + ", or None" * self.optional
 
     def checked(self, where: str, value: Any) -> Any:
@@ -83,7 +86,9 @@ class Option:
         if self.allowed:
             if value not in self.allowed or isinstance(value, bool) != isinstance(self.default, bool):
                 raise unknown(where, str(value), map(str, self.allowed))
-        elif isinstance(value, bool) or not isinstance(value, self.kind) or (self.kind is int and value < self.low):
+            return value
+        fits = isinstance(value, self.kind) and not isinstance(value, bool)
+        if not fits or (self.kind is int and not self.low <= value <= self.high):
             raise InputError(f"{where}: '{value}' is not {self.values}")
         return value
 

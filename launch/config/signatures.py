@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from launch.config.hyperparameters import Hyperparameter, Option
 from launch.errors import InputError
@@ -71,7 +71,7 @@ def read_signature(code: str) -> Signature:
             )
         if setting is not None:
             settings[argument.arg] = setting
-    needs = [_literal(word) for call in node.decorator_list if isinstance(call, ast.Call) for word in call.args]
+    needs = [_literal(module, word) for call in node.decorator_list if isinstance(call, ast.Call) for word in call.args]
     parameters = tuple(argument.arg for argument, _ in _arguments(node))
     return Signature(_first_line(docstring), " ".join(sections.get("References", "").split()), settings, parameters,
                      tuple(needs))  # fmt: skip
@@ -179,29 +179,27 @@ def _setting(module: str, argument: ast.arg, default: ast.expr | None, meaning: 
     """The setting that a parameter is; `None` for one that is given by whoever trains."""
     if argument.annotation is None or argument.arg in GIVEN:
         return None
-    kind, marks = _annotated(argument.annotation)
-    names = [ast.unparse(part) for part in _alternatives(kind)]
-    value = None if default is None else _literal(default)
-    for low, high, below in marks:
-        if "jax.Array" in names:
-            return Hyperparameter(value, low, high, meaning, "int" in names, below)
-        return Option(value, meaning, kind=int, low=int(low), optional="None" in names)
-    if names in (["float"], ["float", "jax.Array"]):
-        return Hyperparameter(value, -math.inf, math.inf, meaning)
-    words = [word for part in _alternatives(kind) for word in _words(module, part)]
-    if words:
-        return Option(value, meaning, tuple(words))
-    if names == ["bool"]:
-        return Option(value, meaning, (True, False), bool)
-    return Option(value, meaning) if names == ["str"] else None
+    kind, ranges = _annotated(module, argument.annotation)
+    parts = _alternatives(kind)
+    names = {ast.unparse(part).rpartition(".")[2] for part in parts}
+    words = [word for part in parts for word in _words(module, part)]
+    if not (ranges or words or names <= {"float", "Array"} or names in ({"bool"}, {"str"})):
+        return None
+    value = None if default is None else _literal(module, default)
+    low, high, below = ranges[0] if ranges else (-math.inf, math.inf, False)
+    if names & {"float", "Array"}:
+        return Hyperparameter(value, low, high, meaning, "int" in names, below)
+    if ranges:
+        return Option(value, meaning, (), int, int(low), high, "None" in names)
+    return Option(value, meaning, (True, False), bool) if names == {"bool"} else Option(value, meaning, tuple(words))
 
 
-def _annotated(annotation: ast.expr) -> tuple[ast.expr, list[tuple[float, float, bool]]]:
+def _annotated(module: str, annotation: ast.expr) -> tuple[ast.expr, list[tuple[float, float, bool]]]:
     """The type of an annotation, and the ranges beside it."""
     if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated"):
         return annotation, []
     kind, *marks = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-    return kind, [_literal(mark) for mark in marks if ast.unparse(mark).startswith("Range(")]
+    return kind, [_literal(module, mark) for mark in marks if ast.unparse(mark).startswith("Range(")]
 
 
 def _alternatives(kind: ast.expr) -> list[ast.expr]:
@@ -217,7 +215,9 @@ def _words(module: str, kind: ast.expr) -> list[Any]:
         found = _find(module, kind.id)
         return _words(found[0], found[1].value) if found is not None and isinstance(found[1], ast.Assign) else []
     if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Literal":
-        return [_literal(word) for word in (kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice])]
+        return [
+            _literal(module, word) for word in (kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice])
+        ]
     return []
 
 
@@ -226,9 +226,22 @@ def _range(low: float = 0.0, high: float = math.inf, below: bool = False) -> tup
     return low, high, below
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(module: str, node: ast.expr) -> Any:
+    """What an expression of numbers, texts and constants of its module is."""
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {"Range", "math"}
+    found = {name: _find(module, name) for name in names}
+    constants = {
+        n: _literal(where[0], where[1].value) for n, where in found.items() if where and _is_constant(where[1])
+    }
     code = compile(ast.Expression(node), "<signature>", "eval")
-    return eval(code, {"__builtins__": {}, "Range": _range, "math": math})
+    try:
+        return eval(code, {"__builtins__": {}, "Range": _range, "math": math, **constants})
+    except Exception as error:  # noqa: BLE001 -- whatever the text raises
+        raise InputError(f"{module}: '{ast.unparse(node)}' is not a literal in the signature ({error})") from None
+
+
+def _is_constant(statement: ast.stmt) -> TypeGuard[ast.Assign]:
+    return isinstance(statement, ast.Assign)
 
 
 # Docstrings ---------------------------------------------------------------------------------------------------------

@@ -85,10 +85,10 @@ def _check(factory: str, name: str, value: Any, hint: Any) -> None:
         for low, high, below in ranges:
             if value is None and type(None) in get_args(kind):
                 continue
-            if jax.Array in get_args(kind):
-                check_number(factory, name, value, low, high, below=below, integer=int in get_args(kind))
-            else:
+            whole = kind is int or int in get_args(kind)
+            if whole and jax.Array not in get_args(kind):
                 check_integer(factory, name, value, int(low))
+            check_number(factory, name, value, low, high, below=below, integer=whole)
         hint = kind
     words = [word for each in (hint, *get_args(hint)) if get_origin(each) is Literal for word in get_args(each)]
     if words and isinstance(value, str) and value not in words:

@@ -47,7 +47,7 @@ def test_a_signature_is_read_as_python_has_it(code):
         else:
             assert setting.allowed == (words(kind) or ((True, False) if kind is bool else ()))
             assert setting.optional == (type(None) in get_args(kind))
-            assert not ranges or setting.low == ranges[0].low
+            assert not ranges or (setting.low, setting.high) == ranges[0][:2]
 
 
 def test_launcher_and_library_agree_on_what_a_method_is_given():
@@ -90,8 +90,25 @@ def mild(inner, rate: float = 0.5, *, kind: Literal["a", "b"] = "a", anything=No
     """
 
 
+MOST = 3
+
+
+def bounded(
+    inner,
+    *,
+    rate: Annotated[float, Range(0, 2 * MOST)] = MOST / 2,
+    number: Annotated[int | None, Range(0, MOST)] = None,
+    inside: object = jax.numpy.tanh,
+):
+    """Says its bounds by a constant."""
+
+
 def demanding(inner, rate):
     """Has no default."""
+
+
+def computed(inner, *, rate: float = max(1, 2)):
+    """Has a default that has to be run."""
 
 
 def test_ones_own_method_needs_no_ranges():
@@ -103,9 +120,22 @@ def test_ones_own_method_needs_no_ranges():
     assert read.settings["rate"].checked("", -3) == -3
 
 
+def test_ranges_may_be_constants_of_the_module_and_hold_for_options_too():
+    read = read_signature(f"{__name__}:bounded").settings
+    assert read == {"rate": Hyperparameter(1.5, 0, 6, ""), "number": Option(None, "", (), int, 0, 3, True)}
+    assert read["number"].checked("", 3) == 3
+    with pytest.raises(InputError, match="'4' is not a whole number from 0 to 3, or None"):
+        read["number"].checked("where", 4)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("demanding", "rate has no default"), ("FACTORIES", "neither a function nor a class"), ("none", "neither")],
+    [
+        ("computed", r"'max\(1, 2\)' is not a literal"),
+        ("demanding", "rate has no default"),
+        ("FACTORIES", "neither a function nor a class"),
+        ("none", "neither"),
+    ],
 )
 def test_what_cannot_be_read_is_said(name, words):
     with pytest.raises(InputError, match=words):

@@ -17,7 +17,7 @@ def scaled(
     *,
     factor: Annotated[float | jax.Array, Range(0, 1, below=True)] = 0.5,
     period: Annotated[int | jax.Array, Range(1)] = 1,
-    bound: Annotated[int | None, Range(1)] = None,
+    bound: Annotated[int | None, Range(1, 9)] = None,
     kind: Literal["a", "b"] | Range = "a",
     key: jax.Array | None = None,
 ):
@@ -32,6 +32,7 @@ def scaled(
         ({"factor": "much"}, "^scaled: factor='much' is neither a number nor an array"),
         ({"period": 1.5}, "^scaled: period=1.5 is not a whole number"),
         ({"bound": 0}, "^scaled: bound=0 is not an integer from 1 on"),
+        ({"bound": 10}, r"^scaled: bound=10 is not in \[1, 9\]"),
         ({"kind": "c"}, "^scaled: kind='c'; allowed: a, b"),
     ],
 )
