@@ -97,7 +97,8 @@ def make_train(args, continual):
         rows = jnp.stack(orders).reshape(EPOCHS * MINIBATCHES, -1)
         minibatches = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[rows], data)
         (params, opt_state), _ = jax.lax.scan(learn, (params, opt_state), minibatches)
-        return (params, opt_state, world, key), jnp.sum(length * done) / jnp.maximum(jnp.sum(done), 1)
+        ended = jnp.where(done.any(), done, True)  # all so far where none has ended
+        return (params, opt_state, world, key), jnp.average(length, weights=1.0 * ended)
 
     def chunk(carry, number):
         carry, lengths = jax.lax.scan(update, carry, number * args.chunk + jnp.arange(args.chunk))
