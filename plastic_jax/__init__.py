@@ -24,7 +24,7 @@ from plastic_jax.optimizers.adam import AdamState, adam
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
-from plastic_jax.units import Slice, UnitGraph, UnitGroup, trace_units
+from plastic_jax.units import FeatureMeans, Slice, UnitGraph, UnitGroup, trace_units
 
 __all__ = [
     "CONTINUAL_BACKPROP_STATIC_ARGS",
@@ -36,6 +36,7 @@ __all__ = [
     "ContinualBackpropState",
     "ConvNet",
     "Diagnosis",
+    "FeatureMeans",
     "Initializer",
     "L2InitState",
     "RedoState",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastic_jax.units.graph import UnitGraph
+from plastic_jax.units.passes import FeatureMeans
 
 
 def check_number(
@@ -101,9 +102,12 @@ def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> N
         if group.name not in features:
             there = ", ".join(sorted(features))
             raise ValueError(f"{method}: features has no entry '{group.name}'; there are: {there}")
-        shape = jnp.shape(features[group.name])
-        there = all(-len(shape) <= axis < len(shape) for axis in group.feature_axes)
-        if not there or math.prod(shape[axis] for axis in group.feature_axes) != group.width * group.copies:
+        feature, axes = features[group.name], group.feature_axes
+        if isinstance(feature, FeatureMeans):
+            feature, axes = feature.mean, (-2, -1)
+        shape = jnp.shape(feature)
+        there = all(-len(shape) <= axis < len(shape) for axis in axes)
+        if not there or math.prod(shape[axis] for axis in axes) != group.width * group.copies:
             copies = f" at {group.copies} positions" if group.copies > 1 else ""
             what = f"features['{group.name}'] of shape {shape}"
             raise ValueError(f"{method}: {what} has not {group.width} units{copies}")

@@ -12,7 +12,12 @@ from plastic_jax.units import trace_units as _trace_units
 
 
 def trace_units(
-    call: Callable[..., Any], model: Any, *inputs: Any, state: eqx.nn.State | None = None, check: bool = True
+    call: Callable[..., Any],
+    model: Any,
+    *inputs: Any,
+    state: eqx.nn.State | None = None,
+    check: bool = True,
+    means: bool = False,
 ) -> UnitGraph:
     """The hidden units of a module, as `plastic_jax.trace_units` finds them.
 
@@ -36,7 +41,7 @@ def trace_units(
         model: the module; its inexact arrays are the parameters.
         inputs: example inputs, or their shapes.
         state: of a module with `eqx.nn.BatchNorm` or the like.
-        check: as in `plastic_jax.trace_units`.
+        check, means: as in `plastic_jax.trace_units`.
     """
 
     states = () if state is None else (state,)
@@ -52,12 +57,12 @@ def trace_units(
         leaves, treedef = jax.tree.flatten(static)
         return params, arrays, _Static(tuple(leaves), treedef)
 
-    def forward(model: Any, *args: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def forward(model: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
         params, *rest = split(model)
         return found.forward(params, *args[: len(states)], *rest, *args[len(states) :])
 
     params, *rest = split(model)
-    found = _trace_units(apply, params, *rest, *inputs, variables=state, check=check)
+    found = _trace_units(apply, params, *rest, *inputs, variables=state, check=check, means=means)
     arguments = len(states) + len(inputs)
     return dataclasses.replace(found, forward=forward, arguments=arguments, differentiate=eqx.filter_value_and_grad)
 

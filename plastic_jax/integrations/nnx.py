@@ -4,14 +4,15 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 from flax import nnx
 
 from plastic_jax.units import UnitGraph
 from plastic_jax.units import trace_units as _trace_units
 
 
-def trace_units(model: nnx.Module, *inputs: Any, wrt: Any = nnx.Param, check: bool = True) -> UnitGraph:
+def trace_units(
+    model: nnx.Module, *inputs: Any, wrt: Any = nnx.Param, check: bool = True, means: bool = False
+) -> UnitGraph:
     """The hidden units of a module, as `plastic_jax.trace_units` finds them.
 
     The graph takes the module where others take parameters: `units.apply(model, x)` is `model(x)` with features, and
@@ -30,7 +31,7 @@ def trace_units(model: nnx.Module, *inputs: Any, wrt: Any = nnx.Param, check: bo
         model: the module, called as `model(*inputs)`.
         inputs: example inputs, or their shapes.
         wrt: the variables that are learned, as in `nnx.Optimizer`.
-        check: as in `plastic_jax.trace_units`.
+        check, means: as in `plastic_jax.trace_units`.
     """
 
     def call(params: Any, rest: Any, definition: Any, *inputs: Any) -> tuple[Any, Any]:
@@ -38,13 +39,13 @@ def trace_units(model: nnx.Module, *inputs: Any, wrt: Any = nnx.Param, check: bo
         output = model(*inputs)
         return output, nnx.state(model, nnx.Not(wrt))
 
-    def forward(model: nnx.Module, *inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def forward(model: nnx.Module, *inputs: Any) -> tuple[Any, dict[str, Any]]:
         definition, params, rest = nnx.split(model, wrt, ...)
         (output, new), features = found.forward(params, rest, definition, *inputs)
         nnx.update(model, new)
         return output, features
 
     definition, params, rest = nnx.split(model, wrt, ...)
-    found = _trace_units(call, params, definition, *inputs, variables=rest, check=check)
+    found = _trace_units(call, params, definition, *inputs, variables=rest, check=check, means=means)
     differentiate = functools.partial(nnx.value_and_grad, argnums=nnx.DiffState(0, wrt))
     return dataclasses.replace(found, forward=forward, arguments=len(inputs), differentiate=differentiate)

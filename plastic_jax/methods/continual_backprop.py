@@ -28,7 +28,7 @@ from plastic_jax.replacement.reset import (
     transferred_bias,
     without_frozen,
 )
-from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_feature, unit_stats
+from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute, mean_feature, unit_stats
 from plastic_jax.replacement.utility import UnitStats, Utility, UtilityName, unit_utility
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
@@ -270,7 +270,7 @@ def continual_backprop(
         mean_activation = mix(old.mean_activation, means)
         lifetime = {}
         for g in (g for g in units.groups if g.name in old.lifetime_absolute):
-            now = utility_every * (1.0 - eta[g.name]) * mean_feature(g, jnp.abs(step.features[g.name]), axis_name)
+            now = utility_every * (1.0 - eta[g.name]) * mean_absolute(g, step.features[g.name], axis_name)
             lifetime[g.name] = old.lifetime_absolute[g.name] + jnp.where(finite, now, 0.0)
         utility, ranked = old.utility, {}
         if measure.averaged:

@@ -23,7 +23,7 @@ from plastic_jax.replacement.reset import (
     replace_units,
     without_frozen,
 )
-from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_feature
+from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
@@ -195,7 +195,7 @@ REDO_STATIC_ARGS = static_args(redo)
 
 def unit_activity(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Mean |h| of each unit over the batch and all positions, `[width]`."""
-    return jnp.mean(mean_feature(group, jnp.abs(feature), axis_name), axis=1)
+    return jnp.mean(mean_absolute(group, feature, axis_name), axis=1)
 
 
 def relative_activity(activity: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from plastic_jax.paths import get_leaf
-from plastic_jax.replacement.utility import UnitStats
+from plastic_jax.replacement.utility import StatsOfMeans, UnitStats
 from plastic_jax.units.graph import Slice, UnitGroup
+from plastic_jax.units.passes import FeatureMeans
 
 _SMALL, _LARGE = 2**12, 2**20  # values in a kernel
 
@@ -23,10 +24,18 @@ def group_dtype(group: UnitGroup, params: Any) -> Any:
     return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
 
 
-def mean_feature(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
+def mean_feature(group: UnitGroup, feature: jax.Array | FeatureMeans, axis_name: str | None = None) -> jax.Array:
     """Mean of `feature` over the mapped axis and all axes but those of the unit and its copies; `[width, copies]`."""
-    mean = unit_means(feature, group.feature_axes, group.copies)
+    given = isinstance(feature, FeatureMeans)
+    mean = feature.mean if given else unit_means(feature, group.feature_axes, group.copies)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def mean_absolute(group: UnitGroup, feature: jax.Array | FeatureMeans, axis_name: str | None = None) -> jax.Array:
+    """Mean of `|feature|`, `[width, copies]`, as `mean_feature`."""
+    if isinstance(feature, FeatureMeans):
+        return mean_feature(group, feature._replace(mean=feature.absolute), axis_name)
+    return mean_feature(group, jnp.abs(feature), axis_name)
 
 
 def all_finite(means: Mapping[str, jax.Array]) -> jax.Array:
@@ -45,7 +54,12 @@ def feature_matrix(group: UnitGroup, feature: jax.Array) -> jax.Array:
 
 
 def unit_stats(
-    group: UnitGroup, params: Any, feature: jax.Array, centre: jax.Array, key: jax.Array, axis_name: str | None = None
+    group: UnitGroup,
+    params: Any,
+    feature: jax.Array | FeatureMeans,
+    centre: jax.Array,
+    key: jax.Array,
+    axis_name: str | None = None,
 ) -> UnitStats:
     """Everything that measures may look at, of one group.
 
@@ -60,11 +74,15 @@ def unit_stats(
     """
     if group.copies > 1:
         centre = jnp.broadcast_to(jnp.mean(centre, axis=1, keepdims=True), centre.shape)
-    return UnitStats(
+    if isinstance(feature, FeatureMeans):
+        kind, centred = StatsOfMeans, jnp.zeros([])
+    else:
+        kind, centred = UnitStats, mean_feature(group, jnp.abs(feature - _like(feature, centre, group)), axis_name)
+    return kind(
         incoming_magnitude=_magnitude(group.incoming_kernels, params, 1),
         outgoing_magnitude=_magnitude(group.outgoing_kernels, params, group.copies),
-        mean_absolute=mean_feature(group, jnp.abs(feature), axis_name),
-        mean_absolute_centred=mean_feature(group, jnp.abs(feature - _like(feature, centre, group)), axis_name),
+        mean_absolute=mean_absolute(group, feature, axis_name),
+        mean_absolute_centred=centred,
         key=key,
     )
 

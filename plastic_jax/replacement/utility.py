@@ -57,6 +57,18 @@ class UnitStats(NamedTuple):
     worth: Any = None
 
 
+class StatsOfMeans(UnitStats):
+    """`UnitStats` where the features are `FeatureMeans`: a measure that looks at `mean_absolute_centred` is refused."""
+
+    @property
+    def mean_absolute_centred(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """ValueError: it is no function of means."""
+        raise ValueError(
+            "utility: it looks at E|h - f|, which cannot be had of FeatureMeans; utility='contribution' does without, "
+            "and trace_units(..., means=False) gives the values"
+        )
+
+
 OPTIONAL_STATS = ("lifetime_absolute", "outgoing_gradient", "worth")
 
 

@@ -1,22 +1,28 @@
 """Evaluates a program with some of its inner values as extra outputs, and otherwise exactly as it stands."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from plastic_jax.units import jaxprs
+from plastic_jax.units import jaxprs, passes
 from plastic_jax.units.groups import Tap
-from plastic_jax.units.passes import joined
-from plastic_jax.units.story import CONSTANTS, EVERY, INPUTS, OUTPUTS, Place
+from plastic_jax.units.story import CONSTANTS, EVERY, INPUTS, OUTPUTS, Path, Place
 from plastic_jax.units.views import View
 
 
 def evaluate(
-    closed: jaxprs.ClosedJaxpr, args: Sequence[Any], taps: Sequence[Sequence[Tap]], axes: Sequence[tuple[int, ...]]
-) -> tuple[list[Any], list[jax.Array]]:
+    closed: jaxprs.ClosedJaxpr,
+    args: Sequence[Any],
+    taps: Sequence[Sequence[Tap]],
+    axes: Sequence[tuple[int, ...]],
+    means: bool = False,
+) -> tuple[list[Any], list[Any]]:
     """The program's outputs, and the features at `taps`, with the units and their copies on `axes`.
+
+    With `means` their `FeatureMeans` in place of the features, taken inside of scans and remat.
 
     Every equation is evaluated as it stands: custom derivatives stay whole; jit, remat and scan are entered only if a
     feature lies within.
@@ -24,14 +30,44 @@ def evaluate(
     Raises:
         NotImplementedError: a feature lies where no further output can be had: a custom derivative, a branch.
     """
-    places = list(dict.fromkeys(tap.place for group in taps for tap in group))
-    outputs, values = _run(closed, args, places)
-    found = dict(zip(places, values, strict=True))
-    features = [[(_viewed(found[tap.place], tap.view, tap.leading), tap.axes) for tap in group] for group in taps]
-    return outputs, [joined(values, wanted) for values, wanted in zip(features, axes, strict=True)]
+    spots = [
+        [_Spot(*_astuple(tap.place), (tap, len(wanted)) if means else None) for tap in group]
+        for group, wanted in zip(taps, axes, strict=True)
+    ]
+    different = list(dict.fromkeys(spot for group in spots for spot in group))
+    outputs, values = _run(closed, args, different)
+    found = dict(zip(different, values, strict=True))
+    if means:
+        return outputs, [passes.averaged([found[spot] for spot in group]) for group in spots]
+    features = [
+        [(_viewed(found[spot], tap.view, tap.leading), tap.axes) for spot, tap in zip(*pair, strict=True)]
+        for pair in zip(spots, taps, strict=True)
+    ]
+    return outputs, [passes.joined(values, wanted) for values, wanted in zip(features, axes, strict=True)]
 
 
-def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place]) -> tuple[list[Any], list[Any]]:
+@dataclasses.dataclass(frozen=True)
+class _Spot:
+    """A `Place` within a program, and of what, and on how many axes, means are taken there; `None`: the value."""
+
+    path: Path
+    equation: int
+    output: int
+    averaged: tuple[Tap, int] | None
+
+    def read(self, value: jax.Array) -> Any:
+        """What is handed out of the program."""
+        if self.averaged is None:
+            return value
+        tap, kept = self.averaged
+        return passes.means(_viewed(value, tap.view, 0), tap.axes, kept)
+
+
+def _astuple(place: Place) -> tuple[Path, int, int]:
+    return place.path, place.equation, place.output
+
+
+def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[_Spot]) -> tuple[list[Any], list[Any]]:
     jaxpr = closed.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env |= dict(zip(jaxpr.invars, args, strict=True))
@@ -39,7 +75,7 @@ def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place
     entered = sorted({p.path[0][0] for p in places if p.path})
     wanted = {v for v in (*jaxpr.outvars, *here.values()) if not isinstance(v, jaxprs.Literal)}
     wanted |= {v for n in entered for v in jaxpr.eqns[n].invars if not isinstance(v, jaxprs.Literal)}
-    found: dict[Place, Any] = {}
+    found: dict[_Spot, Any] = {}
     for start, stop in zip([-1, *entered], [*entered, len(jaxpr.eqns)], strict=True):
         later = {v for e in jaxpr.eqns[stop:] for v in e.invars if not isinstance(v, jaxprs.Literal)}
         jaxprs.run(jaxpr, jaxpr.eqns[start + 1 : stop], env, wanted | later)
@@ -48,11 +84,11 @@ def _run(closed: jaxprs.ClosedJaxpr, args: Sequence[Any], places: Sequence[Place
             outputs, inner = _enter(eqn, [_read(env, atom) for atom in eqn.invars], within)
             env.update(zip(eqn.outvars, outputs, strict=True))
             found |= dict(zip(within, inner, strict=True))
-    found |= {place: _read(env, variable) for place, variable in here.items()}
+    found |= {place: place.read(_read(env, variable)) for place, variable in here.items()}
     return [_read(env, atom) for atom in jaxpr.outvars], [found[place] for place in places]
 
 
-def _variable(jaxpr: Any, place: Place) -> Any:
+def _variable(jaxpr: Any, place: _Spot) -> Any:
     own = {INPUTS: jaxpr.invars, CONSTANTS: jaxpr.constvars, OUTPUTS: jaxpr.outvars}
     return (own[place.equation] if place.equation < 0 else jaxpr.eqns[place.equation].outvars)[place.output]
 
@@ -61,9 +97,9 @@ def _read(env: dict[Any, Any], atom: Any) -> Any:
     return atom.val if isinstance(atom, jaxprs.Literal) else env[atom]
 
 
-def _enter(eqn: Any, values: list[Any], places: Sequence[Place]) -> tuple[list[Any], list[Any]]:
+def _enter(eqn: Any, values: list[Any], places: Sequence[_Spot]) -> tuple[list[Any], list[Any]]:
     """The equation's outputs, and the values at places within it."""
-    below = [Place(p.path[1:], p.equation, p.output) for p in places]
+    below = [dataclasses.replace(p, path=p.path[1:]) for p in places]
     if eqn.primitive.name == "scan":
         return _enter_scan(eqn, values, [p.path[0][1] for p in places], below)
     inner = jaxprs.body(eqn)
@@ -81,7 +117,7 @@ def _enter(eqn: Any, values: list[Any], places: Sequence[Place]) -> tuple[list[A
 
 
 def _enter_scan(
-    eqn: Any, values: list[Any], rounds: Sequence[int | None], below: Sequence[Place]
+    eqn: Any, values: list[Any], rounds: Sequence[int | None], below: Sequence[_Spot]
 ) -> tuple[list[Any], list[Any]]:
     p = eqn.params
     body, n, m = jaxprs.scan_parts(eqn)
@@ -95,7 +131,10 @@ def _enter_scan(
         step, values[n : n + m], values[n + m :], length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
     )
     stacked = dict(zip(different, inner, strict=True))
-    chosen = [stacked[b] if r == EVERY else stacked[b][r] for b, r in zip(below, rounds, strict=True)]
+    chosen = [
+        stacked[b] if r == EVERY else jax.tree.map(lambda leaf, r=r: leaf[r], stacked[b])
+        for b, r in zip(below, rounds, strict=True)
+    ]
     return [*carry, *ys], chosen
 
 

@@ -212,7 +212,7 @@ class UnitGraph:
 
         return gradient
 
-    def combine(self, *features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def combine(self, *features: Mapping[str, Any]) -> dict[str, Any]:
         """The features of several passes of a step as those of one pass, in which every value counts the same.
 
         Of a network that sees two batches in a step (the states of the actor and of the critic, imagined and real
@@ -220,7 +220,9 @@ class UnitGraph:
         left out; units of separate networks have graphs of their own.
         """
 
-        def one(group: UnitGroup) -> jax.Array:
+        def one(group: UnitGroup) -> Any:
+            if isinstance(features[0][group.name], passes.FeatureMeans):
+                return passes.averaged([f[group.name] for f in features])
             return passes.joined([(f[group.name], group.feature_axes) for f in features], group.feature_axes)
 
         return {group.name: one(group) for group in self.groups}

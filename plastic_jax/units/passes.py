@@ -1,10 +1,47 @@
 """Features of several uses as one array, and gradients that bring the features of their forward pass along."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class FeatureMeans(NamedTuple):
+    """Means over all values of each unit of a group, in place of the values.
+
+    Attributes:
+        mean: float `[width, copies]`, E h.
+        absolute: float `[width, copies]`, E |h|.
+        samples: float32 scalar, how many values of each unit the means are over.
+    """
+
+    mean: jax.Array
+    absolute: jax.Array
+    samples: jax.Array
+
+
+def means(value: jax.Array, axes: tuple[int, ...], kept: int) -> FeatureMeans:
+    """The means of values; `axes` of the unit and its copies, of which the first `kept` stay apart (1 or all)."""
+    values = jax.lax.stop_gradient(_samples(value, axes, kept))
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.reshape(*values.shape[:2], -1)
+    samples = jnp.asarray(values.shape[0], jnp.float32)
+    return FeatureMeans(jnp.mean(values, 0), jnp.mean(jnp.abs(values), 0), samples)
+
+
+def averaged(parts: Sequence[FeatureMeans]) -> FeatureMeans:
+    """Means over the values of all parts; leading axes of a part's arrays are the steps of loops."""
+
+    def flat(part: FeatureMeans) -> FeatureMeans:
+        shape = part.mean.shape[part.samples.ndim :]
+        return FeatureMeans(part.mean.reshape(-1, *shape), part.absolute.reshape(-1, *shape), part.samples.ravel())
+
+    whole = [flat(part) for part in parts]
+    together = FeatureMeans(*(jnp.concatenate(leaves) for leaves in zip(*whole, strict=True)))
+    samples = jnp.sum(together.samples)
+    weights = (together.samples / samples)[:, None, None].astype(together.mean.dtype)
+    return FeatureMeans(jnp.sum(weights * together.mean, 0), jnp.sum(weights * together.absolute, 0), samples)
 
 
 def joined(values: Sequence[tuple[jax.Array, tuple[int, ...]]], axes: tuple[int, ...]) -> jax.Array:

@@ -1,5 +1,7 @@
 """`trace_units`: the unit graph of any model, found by following its jaxpr."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from plastic_jax.units.walk import Walk
 
 
 def trace_units(
-    apply: Callable[..., Any], params: Any, *inputs: Any, variables: Any = None, check: bool = True
+    apply: Callable[..., Any], params: Any, *inputs: Any, variables: Any = None, check: bool = True, means: bool = False
 ) -> UnitGraph:
     """The hidden units of a model, with every slice of every parameter that enters or leaves them.
 
@@ -50,6 +52,9 @@ def trace_units(
         check: whether to verify the graph with numbers: with zero outgoing weights a unit's incoming weights change
             nothing, with zero incoming weights its value is constant, and the first test fails if the first readers are
             spared. Abstract parameters or inputs skip it.
+        means: whether `apply` and `grad` give `FeatureMeans` in place of features: means of every unit, taken inside of
+            scans and remat, so that the values of a stack of layers are never held together. For methods that look at
+            E h and E |h| alone: ReDo, and continual backprop unless its utility looks at E |h - f|.
 
     Returns:
         The graph. Its `apply` takes the arguments of `apply` and gives `(output, features)`, the output and its
@@ -82,18 +87,19 @@ def trace_units(
             seen[program] = find(story, sizes, functions)
         return closed, output, seen[program]
 
-    def forward(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def forward(*args: Any, means: bool = means) -> tuple[Any, dict[str, Any]]:
         closed, output, found = look(args)
         names = [group.name for group in found.groups]
         axes = [form.get(group.name, group.feature_axes) for group in found.groups]
-        outputs, features = evaluate(closed, jax.tree.leaves(args), found.taps, axes)
+        outputs, features = evaluate(closed, jax.tree.leaves(args), found.taps, axes, means)
         return jax.tree.unflatten(jax.tree.structure(output), outputs), dict(zip(names, features, strict=True))
 
     _, _, found = look(args)
     form = {group.name: group.feature_axes for group in found.groups}
     graph = UnitGraph(found.groups, forward, found.left_out, len(args) - 1)
     if check:
-        check_graph(graph, args, len(inputs), found.alone, found.running)
+        values = functools.partial(forward, means=False)
+        check_graph(dataclasses.replace(graph, forward=values), args, len(inputs), found.alone, found.running)
     return graph
 
 
