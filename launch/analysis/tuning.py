@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from launch.analysis.curves import Curve
 from launch.analysis.long_table import late_mean
@@ -180,11 +181,9 @@ def _limits(method: str, name: str) -> tuple[float, ...]:
 
 
 def _paired(one: Setting, other: Setting, metric: str) -> Difference:
-    a, b = (dict(zip(each.seeds.tolist(), each.scores.tolist(), strict=True)) for each in (one, other))
-    seeds = sorted(a.keys() & b.keys())
-    return paired_difference(
-        np.array([a[seed] for seed in seeds]), np.array([b[seed] for seed in seeds]), metric_style(metric).better
-    )
+    a, b = (pd.Series(each.scores, each.seeds) for each in (one, other))
+    a, b = a.align(b, join="inner")
+    return paired_difference(a.to_numpy(), b.to_numpy(), metric_style(metric).better)
 
 
 # Text ---------------------------------------------------------------------------------------------------------------
