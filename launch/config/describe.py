@@ -64,8 +64,10 @@ def task(spec: TaskSpec) -> str:
 
 def _setting(name: str, setting: Hyperparameter | Option) -> list[str]:
     if isinstance(setting, Hyperparameter):
-        return [f"  {name} ({setting.allowed}, default {setting.default:g})", f"    {setting.meaning}"]
-    return [f"  {name} ({setting.values}; default {setting.default})", f"    {setting.meaning}"]
+        head = f"  {name} ({setting.allowed}, default {setting.default:g})"
+    else:
+        head = f"  {name} ({setting.values}; default {setting.default})"
+    return [head, *([f"    {setting.meaning}"] if setting.meaning else [])]
 
 
 def _fields(head: str, code: str, settings: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -71,7 +71,8 @@ def read_signature(code: str) -> Signature:
             )
         if setting is not None:
             settings[argument.arg] = setting
-    needs = [_literal(module, word) for call in node.decorator_list if isinstance(call, ast.Call) for word in call.args]
+    marks = [call for call in node.decorator_list if isinstance(call, ast.Call) and _name(call.func) == "method"]
+    needs = [_literal(module, word) for mark in marks for word in mark.args]
     parameters = tuple(argument.arg for argument, _ in _arguments(node))
     return Signature(_first_line(docstring), " ".join(sections.get("References", "").split()), settings, parameters,
                      tuple(needs))  # fmt: skip
@@ -181,7 +182,7 @@ def _setting(module: str, argument: ast.arg, default: ast.expr | None, meaning: 
         return None
     kind, ranges = _annotated(module, argument.annotation)
     parts = _alternatives(kind)
-    names = {ast.unparse(part).rpartition(".")[2] for part in parts}
+    names = {_name(part) for part in parts}
     words = [word for part in parts for word in _words(module, part)]
     if not (ranges or words or names <= {"float", "Array"} or names in ({"bool"}, {"str"})):
         return None
@@ -200,6 +201,11 @@ def _annotated(module: str, annotation: ast.expr) -> tuple[ast.expr, list[tuple[
         return annotation, []
     kind, *marks = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
     return kind, [_literal(module, mark) for mark in marks if ast.unparse(mark).startswith("Range(")]
+
+
+def _name(node: ast.expr) -> str:
+    """`Array` of `jax.Array`."""
+    return ast.unparse(node).rpartition(".")[2]
 
 
 def _alternatives(kind: ast.expr) -> list[ast.expr]:

@@ -1,7 +1,10 @@
 """What every method of the library promises as an optax transformation. A new method is one more entry in METHODS."""
 
 import dataclasses
+import importlib
+import inspect
 import pickle
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
-from plastic_jax import MLP, Utility, trace_units
+from plastic_jax import MLP, Utility, methods, trace_units
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
 from plastic_jax.methods.l2_init import l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
@@ -202,6 +205,13 @@ METHODS = {
     ),
 }
 STEPS = 6
+
+
+def test_every_method_of_the_library_is_among_them():
+    modules = [importlib.import_module(f"{methods.__name__}.{m.name}") for m in pkgutil.iter_modules(methods.__path__)]
+    found = [value for module in modules for value in vars(module).values()]
+    marked = {value.__name__ for value in found if inspect.isfunction(value) and hasattr(value, "needs")}
+    assert marked == {method.inject[0].__name__ for method in METHODS.values()} - {"adam"}
 
 
 @pytest.fixture(params=METHODS)

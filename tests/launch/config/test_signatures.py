@@ -1,5 +1,6 @@
 """What is read from the source of a method is what Python sees once it is imported."""
 
+import functools
 import inspect
 import subprocess
 import sys
@@ -90,6 +91,11 @@ def mild(inner, rate: float = 0.5, *, kind: Literal["a", "b"] = "a", anything=No
     """
 
 
+@functools.lru_cache(3)
+def cached(inner, *, rate: float = 1.0):
+    """Has a decorator that says nothing of needs."""
+
+
 MOST = 3
 
 
@@ -126,6 +132,10 @@ def test_ranges_may_be_constants_of_the_module_and_hold_for_options_too():
     assert read["number"].checked("", 3) == 3
     with pytest.raises(InputError, match="'4' is not a whole number from 0 to 3, or None"):
         read["number"].checked("where", 4)
+
+
+def test_other_decorators_say_nothing():
+    assert read_signature(f"{__name__}:cached").needs == ()
 
 
 @pytest.mark.parametrize(
