@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-MOST_BYTES = 10**9
-"""Memory from which on a worker gives compiled programs back."""
+BYTES_BETWEEN_MODULES, MOST_BYTES = 10**9, 2 * 10**9
+"""Memory from which on a worker gives compiled programs back: between modules, and between any two tests."""
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
@@ -38,12 +37,12 @@ def golden() -> Path:
     return GOLDEN
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs_are_given_back() -> Iterator[None]:
-    """Programs that a module has compiled are of no use to the others, and would pile up to gigabytes in a worker."""
-    yield
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Programs that tests have compiled would pile up to gigabytes in a worker; the next module has no use for them."""
+    last = nextitem is None or nextitem.path != item.path
     jax = sys.modules.get("jax")
-    if jax is not None and _resident_bytes() > MOST_BYTES:
+    if jax is not None and _resident_bytes() > (BYTES_BETWEEN_MODULES if last else MOST_BYTES):
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":

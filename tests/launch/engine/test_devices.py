@@ -123,7 +123,7 @@ def made(kind, folder):
     threads = "8" if kind == "batch" else "1"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": threads, "XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, __file__, kind, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
