@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from plastic_jax.units import labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Leaf, Story
+from plastic_jax.units.story import Leaf, Made, Story
 
 Item = TypeVar("Item")
 
@@ -86,30 +86,49 @@ def _shared(story: Story) -> list[np.ndarray]:
 
 
 def _bundles(story: Story, root: np.ndarray) -> list[Bundle]:
-    touched: dict[int, dict[int, None]] = {}
-    for number, reading in enumerate(story.readings):
-        for made in reading.made.values():
-            there = np.unique(root[made.channel[made.channel >= 0]])
-            for unit in there.tolist():
-                touched.setdefault(unit, {})[number] = None
-    marks: dict[int, int] = {}
-    for number, (_, _, _, made) in enumerate(story.marks):
-        for one in made.values():
-            for unit in np.unique(root[one.channel[one.channel >= 0]]).tolist():
-                marks.setdefault(unit, number)
-    wanted = np.array(sorted(touched), np.int64)
-    makers: dict[int, list[tuple[int, int]]] = {unit: [] for unit in wanted.tolist()}
-    for source, (start, stop) in enumerate(story.sources):
-        there, counts = np.unique(root[start:stop], return_counts=True)
-        chosen = np.isin(there, wanted)
-        for unit, count in zip(there[chosen].tolist(), counts[chosen].tolist(), strict=True):
-            makers[unit].append((source, count))
-    bundles: dict[Any, list[int]] = {}
-    for unit in wanted.tolist():
-        key = tuple(makers[unit]), tuple(touched[unit]), marks.get(unit)
-        bundles.setdefault(key, []).append(unit)
-    found = [
-        Bundle(np.array(units), frozenset(s for s, _ in made), read, mark)
-        for (made, read, mark), units in bundles.items()
-    ]
+    """Units are told apart by one fact after another: what reads them, what they are marked with, what makes them."""
+    kind = np.zeros(story.channels, np.int64)
+    kinds = 1
+
+    def split(units: np.ndarray) -> None:
+        nonlocal kinds
+        different, place = np.unique(kind[units], return_inverse=True)
+        kind[units] = kinds + place
+        kinds += len(different)
+
+    read = [_units(root, reading.made.values()) for reading in story.readings]
+    marks = np.full(story.channels, -1)
+    for number, (_, _, _, made) in reversed(list(enumerate(story.marks))):
+        marks[_units(root, made.values())] = number
+    made = [np.unique(root[start:stop], return_counts=True) for start, stop in story.sources]
+    for units in read:
+        split(units)
+    for mark in range(len(story.marks)):
+        split(np.flatnonzero(marks == mark))
+    for units, counts in made:
+        for count in np.unique(counts):
+            split(units[counts == count])
+
+    wanted = np.unique(np.concatenate(read)) if read else np.zeros(0, np.int64)
+    different, place = np.unique(kind[wanted], return_inverse=True)
+    bundle = np.full(story.channels, -1)
+    bundle[wanted] = place
+    readings: list[list[int]] = [[] for _ in different]
+    sources: list[list[int]] = [[] for _ in different]
+    for events, every in ((read, readings), ([units for units, _ in made], sources)):
+        for number, units in enumerate(events):
+            for one in np.unique(bundle[units]).tolist():
+                if one >= 0:
+                    every[one].append(number)
+    found = []
+    for number, units in enumerate(np.split(wanted[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))):
+        if len(units):
+            mark = int(marks[units[0]])
+            found.append(Bundle(units, frozenset(sources[number]), tuple(readings[number]), None if mark < 0 else mark))
     return sorted(found, key=lambda b: (b.readings[0], b.units[0]))
+
+
+def _units(root: np.ndarray, made: Iterable[Made]) -> np.ndarray:
+    """The units of which a value is made."""
+    channels = [one.channel[one.channel >= 0] for one in made]
+    return np.unique(root[np.concatenate(channels)]) if channels else np.zeros(0, np.int64)

@@ -171,7 +171,9 @@ def owners(shape: Sequence[int], entry: Sequence[Labels | None], labels: Labels)
     free = [i is None or (varying(i) == () and shape[a] == 1) for a, i in enumerate(entry)]
     for axis, index in enumerate(entry):
         if not free[axis] and index is not None and not set(varying(index)) & set(varying(labels)):
-            free[axis] = len(np.unique(index[index >= 0])) == shape[axis]
+            there = np.zeros(shape[axis], bool)
+            there[index[index >= 0]] = True
+            free[axis] = bool(there.all())
     used = [index for axis, index in enumerate(entry) if not free[axis] and index is not None]
     arrays = np.broadcast_arrays(labels, *used)
     flat = np.stack([array.ravel() for array in arrays], 1)
@@ -191,10 +193,11 @@ def components(n: int, pairs: Sequence[np.ndarray]) -> np.ndarray:
     root = np.arange(n)
     edges = np.concatenate([np.zeros((0, 2), np.int64), *pairs]).astype(np.int64)
     while True:
-        low = np.minimum(root[edges[:, 0]], root[edges[:, 1]])
+        one, other = root[edges].T
+        apart = one != other
+        edges, one, other = edges[apart], one[apart], other[apart]
         before = root.copy()
-        np.minimum.at(root, root[edges[:, 0]], low)
-        np.minimum.at(root, root[edges[:, 1]], low)
+        np.minimum.at(root, np.maximum(one, other), np.minimum(one, other))
         root = root[root]
         if np.array_equal(root, before):
             return root
