@@ -1,13 +1,12 @@
 """The tables of architectures: what `trace_units` finds in networks of published size, and how long that takes.
 
-    python -m tests.zoo.table            a line for every network, as in docs/architectures.md
-    python -m tests.zoo.table --short    a line for every family, as in the README
+    python -m tests.zoo.table
 
-Seconds are those of one core, from abstract parameters; nothing is compiled for it. What is found is compared with what
-is counted in `tests/zoo`, and the command fails where they differ.
+prints a line for every network, as in docs/architectures.md, and then a line for every family, as in the README. Seconds
+are those of one core, from abstract parameters; nothing is compiled for it. Fails where something else is found than is
+counted in `tests/zoo`, but for the networks in `NOT_YET`.
 """
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -15,17 +14,10 @@ import time
 import jax
 
 from plastic_jax.units import UnitGraph, trace_units
-from tests.zoo.zoo import FAMILIES, Architecture, Network, load
+from tests.zoo.zoo import FAMILIES, NOT_YET, Architecture, Network, load
 
 HEAD = ("network", "source", "parameters", "groups", "units", "of these isolated", "left out", "found in")
 SHORT = ("family", "networks", "groups", "units", "of these isolated", "left out", "slowest")
-
-
-def trace(network: Network) -> tuple[UnitGraph, float]:
-    """The graph of a network, and the seconds of one core that it takes to find."""
-    start = time.process_time()
-    graph = trace_units(network.apply, network.params, *network.inputs, variables=network.variables)
-    return graph, time.process_time() - start
 
 
 def counts(graph: UnitGraph) -> tuple[int, int, int]:
@@ -39,39 +31,48 @@ def reasons(graph: UnitGraph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(group.note.partition(":")[0] for group in graph.left_out))
 
 
+def as_counted(graph: UnitGraph, network: Network) -> bool:
+    """Whether what is found and what is left out is what should be."""
+    return (counts(graph), set(reasons(graph))) == (network.found, set(network.left_out))
+
+
 def installed(architecture: Architecture) -> bool:
     """Whether the package is there from which the network is taken."""
     return not architecture.requires or importlib.util.find_spec(architecture.requires.partition(".")[0]) is not None
 
 
 def line(*cells: object) -> str:
+    """A line of a table in markdown."""
     return f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else str(cell) for cell in cells)} |"
 
 
 def main() -> None:
-    """Prints a table; fails if anything is not as counted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="a line for every family")
-    short = parser.parse_args().short
-    head, wrong = (SHORT if short else HEAD), []
-    print(line(*head), line(*["---"] * len(head)), sep="\n", flush=True)
-    networks = list(load().values())
+    """Prints the tables; fails if anything is not as counted."""
+    networks, short, wrong = load(), [line(*SHORT), line(*["---"] * len(SHORT))], []
+    print(line(*HEAD), line(*["---"] * len(HEAD)), sep="\n", flush=True)
     for family in FAMILIES:
-        number, total, why, slowest = 0, [0, 0, 0], dict[str, None](), (0.0, "")
-        for architecture in (one for one in networks if one.family == family and installed(one)):
-            network = architecture.make(True)
-            graph, seconds = trace(network)
-            found, left = counts(graph), reasons(graph)
-            if (found, set(left)) != (network.found, set(network.left_out)):
-                wrong.append(f"{architecture.name}: {found} {left}, not {network.found} {network.left_out}")
-            number, total = number + 1, [a + b for a, b in zip(total, found, strict=True)]
-            why, slowest = why | dict.fromkeys(left), max(slowest, (seconds, architecture.name))
-            if not short:
-                row = (architecture.name, architecture.source, network.size, *found, ", ".join(left) or "–")
-                print(line(*row, f"{seconds:.1f} s"), flush=True)
-        if short:
-            row = (family.replace("_", " "), number, *total, ", ".join(why) or "–")
-            print(line(*row, f"{slowest[0]:.1f} s ({slowest[1]})"), flush=True)
+        number, total, why, slowest = 0, (0, 0, 0), dict[str, None](), (0.0, "")
+        for name, one in networks.items():
+            if one.family != family or not installed(one):
+                continue
+            network, start = one.make(True), time.process_time()
+            try:
+                graph = trace_units(network.apply, network.params, *network.inputs, variables=network.variables)
+            except NotImplementedError:
+                graph = None
+            seconds = time.process_time() - start
+            if graph is None or not as_counted(graph, network):
+                wrong += [] if name in NOT_YET else [f"{name}: not as counted\n{graph}"]
+                print(line(name, one.source, network.size, f"not yet: {NOT_YET.get(name)}", *["–"] * 4), flush=True)
+                continue
+            left = reasons(graph)
+            row = (network.size, *counts(graph), ", ".join(left) or "–", f"{seconds:.1f} s")
+            print(line(name, one.source, *row), flush=True)
+            number, total = number + 1, tuple(a + b for a, b in zip(total, counts(graph), strict=True))
+            why, slowest = why | dict.fromkeys(left), max(slowest, (seconds, name))
+        row = (family.replace("_", " "), number, *total, ", ".join(why) or "–")
+        short.append(line(*row, f"{slowest[0]:.1f} s ({slowest[1]})"))
+    print("\n" + "\n".join(short))
     sys.exit("\n".join(wrong) or None)
 
 

@@ -12,7 +12,7 @@ from plastic_jax.paths import get_leaf, set_leaves
 from plastic_jax.replacement.initializers import unit_initializer
 from plastic_jax.replacement.reset import draw_replacement, reset_updates
 from plastic_jax.units import trace_units
-from tests.zoo.table import counts, installed, reasons
+from tests.zoo.table import as_counted, installed
 from tests.zoo.zoo import FAMILIES, NOT_YET, load
 
 ZOO = load()
@@ -34,10 +34,6 @@ def traced(name, network):
         pytest.xfail(NOT_YET[name])
     assert graph is not None and as_counted(graph, network), f"\n{graph}"
     return graph
-
-
-def as_counted(graph, network):
-    return (counts(graph), set(reasons(graph))) == (network.found, set(network.left_out))
 
 
 def silenced(graph, params, units):
