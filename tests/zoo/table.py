@@ -2,9 +2,9 @@
 
     python -m tests.zoo.table
 
-prints a line for every network, as in docs/architectures.md, and then a line for every family, as in the README. Seconds
-are those of one core, from abstract parameters; nothing is compiled for it. Fails where something else is found than is
-counted in `tests/zoo`, but for the networks in `NOT_YET`.
+prints a line for every network, as in docs/architectures.md, and then a line for every family, as in the README.
+Seconds are those of one core, from abstract parameters; nothing is compiled for it. Fails where something else is found
+than is counted in `tests/zoo`, but for the networks in `NOT_YET`.
 """
 
 import importlib.util
