@@ -146,8 +146,8 @@ def waits(table: pd.DataFrame, threshold: pd.DataFrame) -> pd.DataFrame:
     rows = table[(table["task"] > 0) & np.isfinite(table["value"])]
     begins = (table["step"] - table["steps"]).groupby(table["task"]).min()
     length = table["step"].groupby(table["task"]).max() - begins
-    wanted = threshold.rename_axis(columns="task").stack().rename("wanted").dropna()
-    rows = rows.join(wanted, on=["lane", "task"], how="inner")
+    wanted = threshold.rename_axis(index="lane", columns="task").unstack().rename("wanted").dropna()
+    rows = rows.join(wanted, on=["task", "lane"], how="inner")
     passed = np.where(rows["diverged"], rows["value"] > rows["wanted"], rows["value"] >= rows["wanted"])
     rows = rows.assign(clock=rows["step"] - rows["task"].map(begins), passed=passed)
     rows["reached_at"] = rows["clock"].where(rows["passed"])

@@ -1,4 +1,4 @@
-"""Unit biographies on disk, the survival of units, the command that draws them, and the option that records them."""
+"""The replacement log: on disk, as lifetimes, tables and figures, and the option that records it."""
 
 import dataclasses
 
@@ -27,7 +27,6 @@ from launch.storage.run_folder import read_run, write_run
 
 AGES = (1, 2, 4, 8, 16)
 SIZE, STEPS = 3, 20
-FIRST_BYTES = b"\x89PNG"
 # step, number of the group, unit, age, utility; the second lane has one more than the buffer holds
 STORIES = (
     ((3, 0, 0, 4, 0.5), (5, 1, 1, 6, 0.25)),
