@@ -72,6 +72,8 @@ def l2_init(
     References:
         Kumar, Marklund and Van Roy, "Maintaining plasticity in continual learning via regenerative regularization",
         CoLLAs 2024.
+
+    Differs from the published code, which leaves the parameters of normalisation layers out.
     """
     inner, fresh = with_extra_args(inner), _fresh(init, key) if resample else None
 
