@@ -18,6 +18,7 @@ from launch.analysis.long_table import late_mean
 from launch.analysis.metrics import checked_metrics, metric_style
 from launch.analysis.statistics import Difference, interval, paired_difference
 from launch.analysis.text import Table, percent, printed
+from launch.config.methods import METHODS
 from launch.config.syntax import parse_methods
 from launch.errors import InputError, unknown
 from launch.storage.run_folder import Run, number_texts, seeds_text
@@ -174,8 +175,6 @@ def _winner(run: Run, metric: str, window: float) -> Winner:
 
 
 def _limits(method: str, name: str) -> tuple[float, ...]:
-    from launch.config.methods import METHODS  # brings JAX, which figures do without
-
     number = METHODS[method].hyperparameters.get(name) if method in METHODS else None
     return (number.low, number.high) if number else ()
 
