@@ -28,7 +28,7 @@ from absl import flags
 from launch.analysis import increments, replacements, returns, tasks, tuning
 from launch.analysis.comparison import PLAIN, compare_pairs, difference_table, late_verdicts, mean_table, verdict_lines
 from launch.analysis.curves import curves, read
-from launch.analysis.long_table import STARTS
+from launch.analysis.long_table import STARTS, coarser, edges_every, every_text
 from launch.analysis.metrics import checked_metrics
 from launch.analysis.text import FORMATS, Table, joined, percent
 from launch.analysis.tuning import warn_of_tuning
@@ -41,6 +41,10 @@ from launch.storage.run_folder import Run, run_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+POINTS = 25
+"""Points of a curve that has a value for each of many tasks."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,17 @@ def _curves(runs: Sequence[Run], options: Options) -> Part:
     # Where a part says more of the stream, the verdict is its own.
     own = any(PARTS[name][0](runs) for name in ("tasks", "increments", "returns"))
     verdicts = [] if own else verdict_lines(late_verdicts(told, metrics[0]))
-    return Part(tables, verdicts, lambda: parts.draw_curves(told, metrics)[0])
+    return Part(tables, verdicts, lambda: _draw_curves(runs, metrics))
+
+
+def _draw_curves(runs: Sequence[Run], metrics: Sequence[str]) -> "Figure":
+    """The curves, in wider bins where there is a point a task and so many that no line could be followed."""
+    number = min(len(run.meta.get(STARTS) or ()) for run in runs) - 1
+    if not all(map(_is_stream, runs)) or number < 2 * POINTS:
+        return parts.draw_curves(curves(runs), metrics)[0]
+    every = f"{number // POINTS}tasks"
+    wider = [coarser(run, edges_every(run, every)) for run in runs]
+    return parts.draw_curves(curves(wider), metrics, [every_text(every)])[0]
 
 
 def _tasks(runs: Sequence[Run], options: Options) -> Part:
