@@ -114,7 +114,9 @@ def compiled_chunk(
 def _compiled_init(program: Program, devices: int) -> Callable[..., Any]:
     def init(keys: jax.Array, hyper: Any, start: jax.Array, data: Any) -> Any:
         del start
-        return jax.vmap(program.init, in_axes=(0, 0, None))(keys, hyper, data)
+        lanes = jax.vmap(program.init, in_axes=(0, 0, None))(keys, hyper, data)
+        # A chunk returns no weak types. Were they given to the first one, it would be compiled twice.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), lanes)
 
     return jax.jit(lambda keys, hyper, data: spread(init, devices, "lanes")(keys, hyper, np.int32(0), data))
 

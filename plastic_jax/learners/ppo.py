@@ -230,7 +230,8 @@ class PPO:
             method_key,
             policy_key,
             restarts,
-            jnp.full((RECENT, self.environments.observation_size), jnp.inf),  # NaN would end runs with jax_debug_nans
+            # Infinite: NaN would end runs with jax_debug_nans. Typed: a weak type would have the step compiled twice.
+            jnp.full((RECENT, self.environments.observation_size), jnp.inf, jnp.float32),
             **self._empty_moments(),
         )
 
@@ -366,8 +367,7 @@ class PPO:
         advantage = (
             standardised(batch.advantage) if self.settings.normalise_advantages == "minibatch" else batch.advantage
         )
-        clipped = jnp.clip(ratio, 1 - limit, 1 + limit)
-        policy_loss = jnp.mean(jnp.maximum(-ratio * advantage, -clipped * advantage))
+        policy_loss = jnp.mean(clipped_surrogate(ratio, advantage, limit))
         value_loss = jnp.mean(jnp.square(batch.target - value))
         entropy = jnp.mean(gaussian_entropy(jnp.broadcast_to(log_std, mean.shape)))
         loss = policy_loss + hyper["value_coefficient"] * value_loss - hyper["entropy_coefficient"] * entropy
@@ -505,6 +505,23 @@ def advantages(
         return found, found
 
     return jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, ended), reverse=True)[1]
+
+
+def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_range: float | jax.Array) -> jax.Array:
+    """PPO's loss of each sample, `max(-r A, -clip(r, 1 - c, 1 + c) A)`, of the arguments' shape.
+
+    Its derivative by the ratio is `-A` up to the limit, the limit included, as in the published code, and 0 beyond.
+    (`jnp.maximum` and `jnp.clip` halve the derivative where their arguments are equal: together they would give
+    `-0.75 A` at the limit.)
+
+    Args:
+        ratio: `r`, probability of the action over what it was when it was taken.
+        advantage: `A`.
+        clip_range: `c`, at least 0.
+    """
+    beyond = jnp.where(advantage > 0, ratio > 1 + clip_range, ratio < 1 - clip_range)
+    limit = jnp.where(advantage > 0, 1 + clip_range, 1 - clip_range)
+    return -jnp.where(beyond, limit, ratio) * advantage
 
 
 def standardised(x: jax.Array) -> jax.Array:

@@ -191,7 +191,8 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
 
     Most initial statistics are constants, and XLA computes nothing for them. Those that are made from the weights (the
     anchor of a penalty, the averaged weights of `optax.contrib.schedule_free`) are made from the fresh weights.
-    What belongs to a layer as a whole, a single number, stays.
+    A statistic that weights share, with axes of size 1 (the counts of `plastic_jax.adam`), is reset where all of them
+    are. What belongs to a layer as a whole, a single number, stays.
 
     Args:
         inner: the inner optimizer.
@@ -224,7 +225,12 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
     def own(statistic: Any, mask: jax.Array) -> Any:
         if gap(statistic):
             return statistic
-        return mask if jnp.shape(statistic) == mask.shape else other(statistic, of_parameter=True)
+        shape = jnp.shape(statistic)
+        if shape == mask.shape:
+            return mask
+        if is_shared(shape, mask.shape):
+            return jnp.all(mask, axis=[d for d, n in enumerate(mask.shape) if n != shape[d]], keepdims=True)
+        return other(statistic, of_parameter=True)
 
     def other(leaf: Any, of_parameter: bool = False) -> Any:
         if jnp.shape(leaf) == (sum(map(math.prod, shapes)),) and len(shapes) > 1:  # all parameters in one vector
@@ -234,12 +240,14 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
         return False
 
     def like_params(node: Any) -> bool:
-        return [jnp.shape(leaf) for leaf in jax.tree.leaves(node)] == shapes
+        own_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node)]
+        return len(own_shapes) == len(shapes) and all(map(is_shared, own_shapes, shapes))
 
     def by_shape(node: Any) -> Any:
         if not like_params(node):
             return other(node, of_parameter=True)
-        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(masks))
+        leaves = [own(*pair) for pair in zip(jax.tree.leaves(node), jax.tree.leaves(masks), strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(node), leaves)
 
     try:
         chosen = optax.tree_utils.tree_map_params(init, own, state, masks, transform_non_params=other, is_leaf=gap)
@@ -252,6 +260,11 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
             "parameter; per-unit resets need statistics of the parameter's shape (reset_state=False skips them)"
         )
     return chosen
+
+
+def is_shared(statistic: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a statistic of this shape has one entry for all weights along some axes of the parameter."""
+    return len(statistic) == len(parameter) and all(n in (1, m) for n, m in zip(statistic, parameter, strict=True))
 
 
 def add_replaced(replaced: Mapping[str, jax.Array], gone: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -14,7 +14,16 @@ import optax
 import pytest
 
 from plastic_jax.learners import ppo as module
-from plastic_jax.learners.ppo import PPO, Environments, PPOSettings, Rollout, advantages, ppo_units, standardised
+from plastic_jax.learners.ppo import (
+    PPO,
+    Environments,
+    PPOSettings,
+    Rollout,
+    advantages,
+    clipped_surrogate,
+    ppo_units,
+    standardised,
+)
 from plastic_jax.methods.continual_backprop import continual_backprop
 from plastic_jax.methods.redo import redo, relative_activity, unit_activity
 from plastic_jax.methods.weight_decay import weight_decay
@@ -216,6 +225,14 @@ def test_advantages_are_normalised_over_what_is_said(rule, monkeypatch):
     output = agent.network.apply({"params": state.params}, samples.observation[:16])
     agent.loss(output, jax.tree.map(lambda x: x[:16], samples), HYPER)
     assert seen == {"rollout": [(8, 8)], "minibatch": [(16,)], "none": []}[rule]
+
+
+def test_derivative_of_the_clipped_loss_is_the_published_one_at_the_limits_too():
+    ratio, advantage = np.meshgrid(np.float32([0.5, 0.75, 1, 1.25, 1.5]), np.float32([2, -2, 0]))
+    loss, slope = jax.vmap(jax.value_and_grad(clipped_surrogate), (0, 0, None))(ratio.ravel(), advantage.ravel(), 0.25)
+    expected = np.maximum(-ratio * advantage, -np.clip(ratio, 0.75, 1.25) * advantage)
+    np.testing.assert_array_equal(loss.reshape(3, 5), expected)
+    np.testing.assert_array_equal(slope.reshape(3, 5), [[-2, -2, -2, -2, 0], [0, 2, 2, 2, 2], [0] * 5])
 
 
 def test_loss_is_the_clipped_one():

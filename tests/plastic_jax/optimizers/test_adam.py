@@ -39,10 +39,40 @@ def test_is_optax_adam_while_nothing_is_reset(betas):
         updates, state = ours.update(gradient, state, PARAMS)
         expected, other_state = theirs.update(gradient, other_state, PARAMS)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, expected)
-    assert jax.tree.map(lambda c: (c.dtype, c.shape), state.count) == jax.tree.map(
-        lambda p: (jnp.dtype(jnp.int32), p.shape), PARAMS
-    )
-    assert all((count == 5).all() for count in jax.tree.leaves(state.count))
+    assert all((count == 5).all() for count in jax.tree.leaves((state.rows, state.columns)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [((), (), ()), ((3,), (3,), (3,)), ((4, 3), (4, 1), (1, 3)), ((3, 3, 8, 4), (3, 3, 8, 1), (3, 3, 1, 4))],
+)
+def test_counts_are_those_of_rows_and_columns(shape, rows, columns):
+    state = adam(0.1).init(jnp.zeros(shape))
+    assert (state.rows.shape, state.columns.shape) == (rows, columns)
+    assert state.rows.dtype == state.columns.dtype == jnp.int32
+
+
+def test_a_row_and_a_column_begin_again_in_place():
+    """Weights of both a row and a column that were reset count from the later reset."""
+    tx, params = adam(0.1), jnp.zeros((3, 4))
+    gradient = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
+    new = state = tx.init(params)
+    begun = np.zeros((3, 4), int)
+    for step, (row, column) in enumerate([(3, 4), (1, 4), (3, 2), (1, 4), (3, 4)]):
+        mask = (np.arange(3)[:, None] == row) | (np.arange(4) == column)
+        begun[mask] = step
+        state = AdamState(
+            jnp.where(mask.all(1, keepdims=True), 0, state.rows),
+            jnp.where(mask.all(0, keepdims=True), 0, state.columns),
+            *(jnp.where(mask, 0, moment) for moment in (state.mu, state.nu)),
+        )
+        updates, state = tx.update(gradient, state, params)
+    assert state.rows.shape == (3, 1) and state.columns.shape == (1, 4)
+    for start in np.unique(begun):
+        fresh = new
+        for _ in range(5 - start):
+            expected, fresh = tx.update(gradient, fresh, params)
+        np.testing.assert_allclose(updates[begun == start], expected[begun == start], rtol=1e-6)
 
 
 def test_reset_weight_steps_like_a_new_one_and_the_others_like_before():
@@ -63,7 +93,7 @@ def test_step_after_a_reset_overshoots_only_if_the_count_is_kept():
     tx = adam(1.0)
     _, state = constant_gradient_steps(tx, 5000)
     full, _ = constant_gradient_steps(tx, 30, tx.init(jnp.zeros(1)))
-    kept, _ = constant_gradient_steps(tx, 30, AdamState(state.count, jnp.zeros(1), jnp.zeros(1)))
+    kept, _ = constant_gradient_steps(tx, 30, state._replace(mu=jnp.zeros(1), nu=jnp.zeros(1)))
     np.testing.assert_allclose(full, 1.0, rtol=1e-4)
     assert 6.4 < kept.max() < 6.7
     assert kept.argmax() + 1 == 12
@@ -79,8 +109,8 @@ def test_published_form_warms_up():
 def test_counts_saturate():
     tx = adam(0.1)
     last = jnp.full(1, jnp.iinfo(jnp.int32).max)
-    updates, state = tx.update(jnp.ones(1), AdamState(last, jnp.ones(1), jnp.ones(1)), jnp.zeros(1))
-    assert state.count[0] == last[0]
+    updates, state = tx.update(jnp.ones(1), AdamState(last, last, jnp.ones(1), jnp.ones(1)), jnp.zeros(1))
+    assert state.rows[0] == state.columns[0] == last[0]
     np.testing.assert_allclose(updates, -0.1, rtol=1e-5)
 
 
