@@ -229,7 +229,7 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
         if shape == mask.shape:
             return mask
         if is_shared(shape, mask.shape):
-            return jnp.all(mask, axis=[d for d, n in enumerate(mask.shape) if n != shape[d]], keepdims=True)
+            return jnp.all(mask, axis=tuple(d for d, n in enumerate(mask.shape) if n != shape[d]), keepdims=True)
         return other(statistic, of_parameter=True)
 
     def other(leaf: Any, of_parameter: bool = False) -> Any:

@@ -15,9 +15,9 @@ import launch
 from launch.analysis.curves import caption
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS
-from launch.engine.build import hyper_arrays, job_program
+from launch.engine.build import hyper_arrays, job_program, load_data
 from launch.engine.lane_program import supervised_program
-from launch.engine.loop import chunk_of_steps
+from launch.engine.loop import chunk_of_steps, initial
 from launch.errors import InputError
 from launch.storage.bins import Mean
 from launch.storage.run_folder import read_meta, read_run
@@ -27,6 +27,25 @@ from tests.launch import tiny
 
 HYPER = {"step_size": jnp.float32(0.0)}
 X = jnp.arange(10.0).reshape(5, 2)
+
+
+@pytest.mark.parametrize("task", tiny.SMALL)
+def test_a_step_returns_lanes_of_the_types_of_new_ones(task, tmp_path, monkeypatch):
+    """From shapes alone. Were one another, weakly typed for instance, the second chunk would be compiled anew."""
+    tiny.write_pictures(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    methods = ",".join(method for of, method in tiny.PAIRS if of == task)
+    plan = resolve(Experiment(methods=methods, seeds=(0, 1), steps=60, bin=20, **tiny.small(task, tmp_path)))
+    data, clock = load_data(plan), jax.ShapeDtypeStruct((), jnp.int32)
+    for job in plan.jobs:
+        program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
+        new = jax.eval_shape(lambda p=program, j=job, h=hyper: initial(p, lane_keys(j.lanes), h, data))
+        after, _ = jax.eval_shape(jax.vmap(program.step, (0, 0, None, None)), new, hyper, clock, data)
+        assert jax.tree.map(types, new) == jax.tree.map(types, after), job.label
+
+
+def types(leaf):
+    return leaf.shape, leaf.dtype, leaf.weak_type
 
 
 class Counted(nn.Module):

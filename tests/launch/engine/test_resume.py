@@ -17,7 +17,7 @@ import launch
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import METHODS
 from launch.config.registry import TASKS
-from launch.engine import scheduler
+from launch.engine import execution, scheduler
 from launch.engine.checkpoint_policy import Place
 from launch.engine.execution import run_units
 from launch.engine.stopping import Stop, Stopped
@@ -57,17 +57,23 @@ def test_all_tasks_are_among_them():
 
 @pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
 @jax.debug_nans(True)
-def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path):
+def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped(
+    task, method, images, tmp_path, monkeypatch
+):
     """Methods that replace units at three chunk lengths, others at one; all is built anew from what is on disk.
 
-    All of them run with `jax_debug_nans`: nothing that a program returns is NaN, in a run that does not diverge.
+    All of them run with `jax_debug_nans`: nothing that a program returns is NaN, in a run that does not diverge. From
+    new lanes, from those of a chunk and from those of a checkpoint the same program runs: one a plan and chunk length.
     """
+    programs, compiled_chunk = [], execution.compiled_chunk
+    monkeypatch.setattr(execution, "compiled_chunk", lambda *of: programs.append(compiled_chunk(*of)) or programs[-1])
     of = tiny.small(task, images)
     asked = Experiment(methods=method + EVENTFUL.get(method, ""), seeds=(0, 1), steps=STEPS, bin=20, **of)
     plan, again = resolve(asked), resolve(asked)
     (job,) = plan.jobs
     one = CHUNKS[list(METHODS).index(method) % 3] if task in tiny.LEAD else CHUNKS[-1]
-    for chunk in CHUNKS if task in tiny.LEAD and method in EVENTFUL else (one,):
+    chunks = CHUNKS if task in tiny.LEAD and method in EVENTFUL else (one,)
+    for chunk in chunks:
         unit = unit_of(plan, job, job.lanes, len(job.lanes), chunk)
         places = {name: Place(tmp_path / name / str(chunk) / CHECKPOINTS, tiny.policy(25)) for name in ("whole", "cut")}
         (whole,) = run_units(plan, [unit], places["whole"])
@@ -78,6 +84,7 @@ def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped
         assert tiny.assert_same_ends(tmp_path / "cut" / str(chunk), tmp_path / "whole" / str(chunk)) > 10
     if "log_size" in EVENTFUL.get(method, ""):
         assert (whole[f"{PREFIX}written"] > 3).all()
+    assert [program._cache_size() for program in dict.fromkeys(programs)] == [len(chunks)] * 2
 
 
 def _stop_at(chunks, plan, unit, place):
