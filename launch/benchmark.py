@@ -1,8 +1,10 @@
 """Measure how fast training is on one core, beside the published code, the memory's speed and the targets.
 
-python -m launch.benchmark [--out=DIR] [--only=GROUP,...] [--data_dir=D] [--repeats=3] [--quick]
+python -m launch.benchmark [--out=DIR] [--only=GROUP,...] [--data_dir=D] [--repeats=3] [--quick] [--peer=PYTHON]
 
-On a CPU the groups for one core are measured, on an accelerator those of many lanes at once.
+On a CPU the groups for one core are measured, on an accelerator those of many lanes at once. The group `peers` runs PPO
+in turns with rejax's, for which PYTHON is the interpreter of an environment with rejax, for instance of
+`pip install jax==0.10.2 flax==0.12.8 optax==0.2.8 brax==0.14.2 rejax==0.1.3 gymnax==0.0.9 mujoco mujoco-mjx`.
 
 What is timed is the compiled chunk that `launch.train` runs: task, learner, bins. Cases of a group take turns
 (A B A B ...), so that a machine that drifts does not bend their ratios; a ratio is the median of the ratios of
@@ -33,6 +35,7 @@ from launch.benchmarks.device_rates import (
     moved_by_step,
 )
 from launch.benchmarks.peaks import measured_peaks, memory_work
+from launch.benchmarks.peers import PEERS, measure_peers, peer_table
 from launch.benchmarks.timing import Spread, Table, Times, Traffic, often, ratio, spread, timed, traffic
 from launch.benchmarks.workloads import (
     BACKPROP,
@@ -92,18 +95,21 @@ def benchmark(
     repeats: int = 3,
     quick: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    peer: str | None = None,
 ) -> dict[str, Any]:
-    """Measure the groups `only` (all where empty) and return everything found.
+    """Measure the groups `only` (all where empty; the peers where `peer` is given) and return everything found.
 
     Raises:
-        InputError: a group is unknown, `repeats` is not positive, or `data_dir` holds no data.
+        InputError: a group is unknown, `repeats` is not positive, `data_dir` holds no data, or `peer` no rejax.
     """
-    names = [*groups(), *device_groups()]
+    names = [*groups(), *device_groups(), PEERS]
     for name in only:
         if name not in names:
             raise unknown("--only", name, names)
     if repeats < 1:
         raise InputError(f"--repeats: {repeats} is not a positive number")
+    if PEERS in only and peer is None:
+        raise InputError(f"--only: {PEERS} needs --peer=PYTHON, the interpreter of an environment with rejax")
     fitting = groups() if jax.default_backend() == "cpu" else device_groups()
     chosen = [name for name in names if name in (only or fitting)]
     shows_mnist = any(MNIST in case.task for name in chosen for case in groups().get(name, []))
@@ -116,9 +122,11 @@ def benchmark(
     found["device_peaks"] = device_peaks(repeats, quick) if many.keys() & chosen else None
     found["cases"] = []
     cases = on_a_core | many
-    for name in chosen:
+    for name in (name for name in chosen if name != PEERS):
         say(name)
         found["cases"] += measure_group(name, cases[name], repeats, found["device_peaks"])
+    with_peer = peer is not None and (PEERS in only or not only)
+    found["peers"] = measure_peers(peer, repeats, quick, say) if with_peer else []
     return found | {"figure": whole_figure(found["cases"]), "targets": targets(found["cases"])}
 
 
@@ -270,6 +278,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             figure,
             "100 seeds x 1,000,000 steps of backprop at three step sizes, linear and continual backprop.",
         ),
+        peer_table(found.get("peers", [])),
         Table("The machine", ("one core", "per CPU-second", "unit"), peaks),
     ]
     return [table for table in every if table.rows]
@@ -351,11 +360,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list(
         "only",
         [],
-        f"groups to measure: {', '.join([*groups(), *device_groups()])}; by default all that fit the backend",
+        f"groups to measure: {', '.join([*groups(), *device_groups(), PEERS])}; by default all that fit the backend",
         flag_values=values,
     )
     flags.DEFINE_string("data_dir", None, "where MNIST is; random images where it is not found", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "measurements of every case", flag_values=values)
+    flags.DEFINE_string("peer", None, f"Python with rejax, for the group {PEERS}", flag_values=values)
     flags.DEFINE_bool("quick", False, "a moment of each, to see that everything runs", flag_values=values)
 
 
@@ -366,7 +376,7 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     if values.out is not None and Path(values.out).exists() and not Path(values.out).is_dir():
         raise InputError(f"--out: {values.out} is a file, not a folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
-    found = benchmark(values.only, values.data_dir, values.repeats, values.quick, say)
+    found = benchmark(values.only, values.data_dir, values.repeats, values.quick, say, values.peer)
     print("\n".join(heading(found)), *(table.text() for table in tables(found)), sep="\n\n")
     if values.out is not None:
         write(found, Path(values.out))

@@ -54,10 +54,10 @@ class Table(NamedTuple):
         return "\n".join([f"## {self.title}", "", *lines] + [f"\n{self.note}"] * bool(self.note))
 
 
-def timed(calls: Mapping[str, Callable[[], Any]], repeats: int) -> Times:
-    """Seconds until what a call returns is there; the calls take turns after one of each to warm up."""
+def timed(calls: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = True) -> Times:
+    """Seconds until what a call returns is there; the calls take turns, with `warm` after one of each to warm up."""
     seconds = {name: np.zeros((repeats, 2)) for name in calls}
-    for call in calls.values():
+    for call in calls.values() if warm else ():
         jax.block_until_ready(call())
     for i in range(repeats):
         for name, call in calls.items():

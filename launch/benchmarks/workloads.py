@@ -138,7 +138,7 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         return [Case(task, network, method, 1, max(int(steps * share), 1)) for method in methods]
 
     def pictures(task: str, network: str, steps: int) -> list[Case]:
-        task = f"launch.workloads:{task}"
+        task = f"launch.benchmarks.workloads:{task}"
         return [Case(task, network, method, 1, 1 if quick else steps) for method in (BACKPROP, CBP, STREAM)]
 
     def ant(preset: str, rollout: int, iterations: int) -> list[Case]:
@@ -166,7 +166,7 @@ def device_groups(quick: bool = False) -> dict[str, list[Case]]:
 
     def pictures(task: str, network: str, lanes: int, steps: int) -> list[Case]:
         n, steps = (2, 1) if quick else (lanes, steps)
-        return [Case(f"launch.workloads:{task}", network, method, n, steps) for method in methods]
+        return [Case(f"launch.benchmarks.workloads:{task}", network, method, n, steps) for method in methods]
 
     resnet = "resnet(width=2,dtype=bfloat16)" if quick else "resnet(dtype=bfloat16)"
     ant = [Case("ant", "", m, 2 if quick else 30, 2048 * (1 if quick else 10), "published_wide") for m in methods]

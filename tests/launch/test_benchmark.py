@@ -162,7 +162,7 @@ def test_operations_of_a_step_are_three_forward_passes():
 
 @pytest.mark.parametrize("task", ["RANDOM_PAIRS", "RANDOM_INCREMENTS"])
 def test_random_pictures_have_the_published_shapes(task):
-    stream = Case(f"launch.workloads:{task}", "linear", BACKPROP, 1, 1).plan().task
+    stream = Case(f"launch.benchmarks.workloads:{task}", "linear", BACKPROP, 1, 1).plan().task
     data = stream.load()
     assert data.train.dtype == np.uint8 and data.train.shape[1:] == ({"RANDOM_PAIRS": 600}.get(task, 500), 32, 32, 3)
     assert stream.schedule.change_every == {"RANDOM_PAIRS": 3000}.get(task, 25)
