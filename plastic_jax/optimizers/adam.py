@@ -51,9 +51,9 @@ def adam(
     some 12 steps after the reset). Setting back a shared count spoils the steps of all weights that were not reset.
 
     A replaced unit's weights are whole rows and whole columns of its parameters, so methods that replace units reset
-    `rows` and `columns` in place. Any other mask can be applied by
-    `optax.tree.map_params(tx, lambda s, m: jnp.where(m, 0, s), state, mask)`: where it covers parts of rows, the counts
-    broadcast to the parameter's shape, and `update` goes on from there.
+    `rows` and `columns` in place (a unit with only parts of them keeps its counts). Any mask can be applied by
+    `optax.tree.map_params(tx, lambda s, m: jnp.where(m, 0, s), state, mask)`: the counts then broadcast to the
+    parameter's shape, one for every weight, and `update` goes on from there.
 
     Example:
         >>> params = jnp.array([1.0, -2.0])
