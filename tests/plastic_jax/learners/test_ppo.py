@@ -329,7 +329,7 @@ def test_a_fresh_network_begins_anew_with_a_task_and_else_goes_on():
     assert (int(state.restarts), int(goes_on.restarts), int(anew.restarts)) == (1, 1, 2)
     distance = [optax.tree.norm(jax.tree.map(jnp.subtract, one.params, state.params)) for one in (goes_on, anew)]
     assert distance[1] > 5 * distance[0]
-    assert np.all(np.asarray(jax.tree.leaves(anew.optimizer.count)[0]) == 16)  # 4 epochs of 4
+    assert np.all(np.asarray(jax.tree.leaves(anew.optimizer.rows)[0]) == 16)  # 4 epochs of 4
     assert small["weight_change"][0] > 0 and large["weight_change"][0] > 0
 
 
@@ -343,7 +343,7 @@ def test_a_fresh_network_begins_its_optimizer_and_moments_anew_or_keeps_them():
         anew, _, _ = step(state, now, HYPER, jnp.int32(64), jnp.ones([], bool))
         rollouts = 1 if everything else 2
         assert (float(anew.observations.number), float(anew.rewards.number)) == (64 * rollouts, 64 * rollouts)
-        assert np.all(np.asarray(jax.tree.leaves(anew.optimizer.count)[0]) == 16 * rollouts)
+        assert np.all(np.asarray(jax.tree.leaves(anew.optimizer.rows)[0]) == 16 * rollouts)
         assert int(anew.restarts) == 2
 
 
