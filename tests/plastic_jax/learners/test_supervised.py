@@ -91,7 +91,7 @@ def test_restart_gives_a_fresh_network_and_step_zero_the_same_one():
     second, _ = step(control, later, boundary=True)
     fresh, _ = step(learner(), state._replace(params=initial(1)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), second.params, fresh.params)
-    assert_equal(second.optimizer.count, jax.tree.map(jnp.ones_like, second.optimizer.count))
+    assert_equal(second.optimizer.rows, jax.tree.map(jnp.ones_like, second.optimizer.rows))
     assert second.restarts == 2
 
 
