@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import Initializer, Slice, UnitGraph, UnitGroup
+from plastic_jax import Initializer, Slice, UnitGraph, UnitGroup, adam
 from plastic_jax.replacement.reset import (
     Replacement,
     check_units,
     draw_replacement,
     just_replaced,
+    reset_inner_state,
     reset_mask,
     reset_updates,
     transferred_bias,
@@ -234,3 +235,15 @@ def test_units_that_have_just_gone_are_those_of_age_zero_in_any_method_of_a_chai
     gone = just_replaced((optax.EmptyState(), {"inner": one}, other))
     assert {name: mask.tolist() for name, mask in gone.items()} == {"a": [True, False], "b": [False]}
     assert just_replaced(optax.adam(0.1).init(jnp.ones(2))) == {}
+
+
+def test_counts_by_row_and_column_begin_again_for_the_weights_of_a_channel_and_for_no_others():
+    tx: Any = adam(0.1)
+    state = tx.init(PARAMS)
+    for _ in range(3):
+        _, state = tx.update(PARAMS, state, PARAMS)
+    mask: Any = reset_mask(UNITS, going([1, 2], [True, False]), PARAMS)
+    reset = reset_inner_state(tx, state, PARAMS, mask)
+    assert jax.tree.map(jnp.shape, reset) == jax.tree.map(jnp.shape, state)
+    counts = jax.tree.map(lambda mask, *lines: jnp.minimum(*lines) + 0 * mask, mask, reset.rows, reset.columns)
+    jax.tree.map(lambda n, m: np.testing.assert_array_equal(n, np.where(m, 0, 3)), counts, mask)
