@@ -50,9 +50,8 @@ def as_products(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def products(*args: Any) -> Any:
-        closed, shapes = jaxprs.trace(function, *args)
-        outputs = _run(closed, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        traced = jaxprs.trace(function, *args)
+        return jax.tree.unflatten(traced.structure, _run(traced.program, jax.tree.leaves(args)))
 
     return products
 

@@ -38,15 +38,27 @@ class Bundles:
         all: the bundles.
         bundle: `[channels + 1]`, number of a channel's bundle; -1 for none, the last entry is for label -1.
         unit: `[channels + 1]`, number of its unit in that.
+        root: `[channels]`, the least channel of its unit.
+        story: what they were found in.
     """
 
     all: tuple[Bundle, ...]
     bundle: np.ndarray
     unit: np.ndarray
+    root: np.ndarray
+    story: Story
 
     def units(self, owner: Labels, bundle: int) -> Labels:
         """From labels of channels to labels of a bundle's units."""
         return np.where(self.bundle[owner] == bundle, self.unit[owner], -1)
+
+    def among(self, channels: np.ndarray) -> set[int]:
+        """The bundles of channels."""
+        return {int(bundle) for bundle in np.unique(self.bundle[channels]) if bundle >= 0}
+
+    def made_by(self, sources: Iterable[int]) -> set[int]:
+        """The bundles of what contractions make."""
+        return set().union(*(self.among(np.arange(*self.story.sources[source])) for source in sources))
 
     def sorted(self, items: Iterable[Item], channels: Callable[[Item], Labels]) -> list[list[Item]]:
         """Per bundle, the items that have to do with its channels."""
@@ -66,7 +78,7 @@ def bundles(story: Story) -> Bundles:
     for number, one in enumerate(found):
         bundle[one.units], unit[one.units] = number, np.arange(len(one.units))
     bundle[:-1], unit[:-1] = bundle[root], unit[root]
-    return Bundles(tuple(found), bundle, unit)
+    return Bundles(tuple(found), bundle, unit, root, story)
 
 
 def _shared(story: Story) -> list[np.ndarray]:
@@ -124,7 +136,8 @@ def _bundles(story: Story, root: np.ndarray) -> list[Bundle]:
     for number, units in enumerate(np.split(wanted[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))):
         if len(units):
             mark = int(marks[units[0]])
-            found.append(Bundle(units, frozenset(sources[number]), tuple(readings[number]), None if mark < 0 else mark))
+            its = frozenset(sources[number]), tuple(readings[number]), None if mark < 0 else mark
+            found += [Bundle(part, *its) for part in _members(story, root, units, readings[number])]
     return sorted(found, key=lambda b: (b.readings[0], b.units[0]))
 
 
@@ -132,3 +145,26 @@ def _units(root: np.ndarray, made: Iterable[Made]) -> np.ndarray:
     """The units of which a value is made."""
     channels = [one.channel[one.channel >= 0] for one in made]
     return np.unique(root[np.concatenate(channels)]) if channels else np.zeros(0, np.int64)
+
+
+def _members(story: Story, root: np.ndarray, units: np.ndarray, readings: Iterable[int]) -> list[np.ndarray]:
+    """The units of every member of an ensemble: parts of which every reader reads one, each by itself."""
+    common: dict[bytes, np.ndarray] | None = None
+    for n in readings:
+        found = [_numbers(root, units, *partition) for partition in story.readings[n].partitions]
+        ours = {part.tobytes(): part for part in found if part is not None}
+        common = ours if common is None else {key: part for key, part in common.items() if key in ours}
+    if not common:
+        return [units]
+    _, member = np.unique(np.stack(list(common.values()), 1), axis=0, return_inverse=True)
+    return [units[member.ravel() == number] for number in range(member.max() + 1)]
+
+
+def _numbers(root: np.ndarray, units: np.ndarray, channels: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+    """Per unit the part in which it is, parts numbered from 0; `None` if units are in several, or alone in one."""
+    pairs = np.unique(np.stack([root[channels], index], 1), axis=0)
+    pairs = pairs[np.isin(pairs[:, 0], units)]
+    if not np.array_equal(pairs[:, 0], units):
+        return None
+    _, part, size = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+    return part.astype(np.int64).ravel() if len(size) > 1 and size.min() > 1 else None

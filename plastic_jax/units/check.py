@@ -1,5 +1,8 @@
 """Verifies a unit graph with numbers."""
 
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from plastic_jax.paths import get_leaf, set_leaves
+from plastic_jax.units import jaxprs
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
 _EXAMPLES = 4
@@ -15,13 +19,22 @@ _CLOSE = 1e-5
 
 
 def check_graph(
-    graph: UnitGraph, args: tuple[Any, ...], inputs: int, alone: frozenset[str], running: frozenset[int]
-) -> None:
-    """Checks, on at most four examples and with every parameter random, that for half of the units
+    graph: UnitGraph,
+    args: tuple[Any, ...],
+    inputs: int,
+    options: Mapping[str, Any],
+    alone: frozenset[str],
+    running: frozenset[int],
+) -> dict[str, str]:
+    """Checks the promise itself, on at most four examples and with every parameter random.
 
-    - with zero outgoing weights, the incoming weights do not change the output (groups that preserve the function);
-    - with zero incoming weights, no other parameter changes their value (groups in `alone`);
-    - with the first outgoing slice of every group left as it is, the first test fails: it can.
+    Half of the units are made silent: their incoming weights are 0, and where that does not make their value 0 (a
+    sigmoid, a skip connection) their outgoing weights too.
+
+    - The machine that methods use replaces these units: the output stays.
+    - It stays no longer if the first outgoing slice of every group is left as it was: the first test can fail. (If
+      not, the model does not tell: a warning.)
+    - No other parameter changes the value of a unit whose incoming weights are 0 (groups in `alone`).
 
     What is multiplied with 0 is 0 in every precision, so that the model is taken as it is.
 
@@ -29,76 +42,90 @@ def check_graph(
         graph: the graph.
         args: what `graph.apply` takes, parameters first. With abstract values nothing is checked.
         inputs: how many of `args`, the last ones, are inputs with a batch axis.
+        options: keyword arguments of the model.
         alone: names of the groups that nothing but their incoming slices makes.
         running: numbers of the outputs that are running statistics, which may change.
 
-    Raises:
-        ValueError: a check failed.
+    Returns:
+        By name, the groups that failed, and how: mistakes of this library.
     """
-    leaves = jax.tree.leaves(args)
-    if not graph.groups or any(isinstance(leaf, jax.ShapeDtypeStruct | Tracer) for leaf in leaves):
-        return
+    leaves = jax.tree.leaves((args, options))
+    isolated = [g for g in graph.groups if g.function_preserving]
+    if not isolated or any(isinstance(leaf, jax.ShapeDtypeStruct | Tracer) for leaf in leaves):
+        return {}
     rng = np.random.default_rng(0)
     params, given = args[0], args[len(args) - inputs :]
     variables = jax.tree.map(lambda leaf: _positive(leaf, rng), args[1 : len(args) - inputs])
-    rest = (*variables, *_few(graph, (params, *variables), given))
+    rest = (*variables, *_few(functools.partial(graph.apply, **options), (params, *variables), given))
 
-    def evaluate(params: Any) -> tuple[Any, dict[str, Any]]:
-        output, features = graph.apply(params, *rest)
-        numbers = [(i, leaf) for i, leaf in enumerate(jax.tree.leaves(output)) if i not in running]
-        return [leaf for _, leaf in numbers if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)], features
+    def numbers(params: Any) -> tuple[Any, dict[str, Any]]:
+        output, features = graph.apply(params, *rest, **options)
+        kept = [leaf for i, leaf in enumerate(jax.tree.leaves(output)) if i not in running]
+        return [leaf for leaf in kept if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)], features
 
-    # Compiling is what takes the time, and the program runs a few times only.
-    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    compiled = jax.jit(evaluate).lower(_random(params, rng)).compile(options)
-    _check_outgoing(graph, params, compiled, rng)
-    _check_incoming([g for g in graph.groups if g.function_preserving and g.name in alone], params, compiled, rng)
-
-
-def _check_outgoing(graph: UnitGraph, params: Any, evaluate: Any, rng: np.random.Generator) -> None:
-    isolated = [g for g in graph.groups if g.function_preserving]
-    if not isolated:
-        return
+    one, two = _random(params, rng), _random(params, rng)
+    quiet = jaxprs.without_prints(jaxprs.trace(numbers, one))
+    evaluate = jax.jit(quiet).lower(one).compile(_quickly())
+    if not all(np.isfinite(leaf).all() for leaf in map(_floats, evaluate(one)[0])):
+        _not_checked("the output is not finite")
+        return {}
     chosen = {g.name: _half(g, rng) for g in isolated}
-    one, two = _random(params, rng), _random(params, rng)
-
-    def outputs(keep: int | None) -> tuple[Any, Any]:
-        base = _zeroed(one, [(g, s) for g in isolated for i, s in enumerate(g.outgoing) if i != keep], chosen)
-        other = _mixed(base, two, [(g, s) for g in isolated for s in g.incoming], chosen)
-        return evaluate(base)[0], evaluate(other)[0]
-
-    if not _equal(*outputs(None)):
-        worst = [g.name for g in isolated if not _group_passes(g, one, two, chosen, evaluate)]
-        where = ", ".join(worst) or "together"
-        raise ValueError(f"trace_units: a unit with zero outgoing weights still changes the output; groups: {where}")
-    if all(_equal(*outputs(spared)) for spared in range(min(4, max(len(g.outgoing) for g in isolated)))):
-        raise ValueError("trace_units: the check cannot tell a wrong graph: the output does not depend on the units")
-
-
-def _group_passes(group: UnitGroup, one: Any, two: Any, chosen: Any, evaluate: Any) -> bool:
-    base = _zeroed(one, [(group, s) for s in group.outgoing], chosen)
-    other = _mixed(base, two, [(group, s) for s in group.incoming], chosen)
-    return _equal(evaluate(base)[0], evaluate(other)[0])
-
-
-def _check_incoming(fed: list[UnitGroup], params: Any, evaluate: Any, rng: np.random.Generator) -> None:
-    if not fed:
-        return
-    chosen = {g.name: _half(g, rng) for g in fed}
-    one, two = _random(params, rng), _random(params, rng)
-    slices = [(g, s) for g in fed for s in g.incoming]
-
-    def features(params: Any) -> dict[str, np.ndarray]:
-        found = evaluate(_zeroed(params, slices, chosen))[1]
-        return {g.name: _rows(g, found[g.name])[chosen[g.name]] for g in fed}
-
-    first, second = features(one), features(two)
-    wrong = [name for name in first if not _equal(first[name], second[name])]
-    if wrong:
-        raise ValueError(
-            "trace_units: a unit with zero incoming weights still depends on other parameters; groups: "
-            + ", ".join(wrong)
+    silent = _mixed(one, None, [(g, s) for g in isolated for s in g.incoming], chosen)
+    values = _values(isolated, evaluate(silent)[1], chosen)
+    loud = [g for g in isolated if g.name not in alone or values[g.name].any()]
+    silent = _mixed(silent, None, [(g, s) for g in loud for s in g.outgoing], chosen)
+    before, values = evaluate(silent)[0], _values(isolated, evaluate(silent)[1], chosen)
+    replaced = _replaced(isolated, silent, chosen)
+    if not _equal(before, evaluate(replaced)[0]):
+        wrong = [g.name for g in isolated if not _equal(before, evaluate(_replaced([g], silent, chosen))[0])]
+        return dict.fromkeys(
+            wrong or [g.name for g in isolated], "in the check, replacing silent units changed the output"
         )
+    if not any(_notices(isolated, replaced, _random(params, rng, False), chosen, before, evaluate) for _ in range(4)):
+        _not_checked("the output does not depend on the units")
+    fed = [g for g in isolated if g.name in alone]
+    other = _mixed(two, None, [(g, s) for g in fed for s in g.incoming], chosen)
+    others = _values(fed, evaluate(other)[1], chosen)
+    wrong = [name for name in others if not _equal(values[name], others[name])]
+    return dict.fromkeys(wrong, "in the check, units with zero incoming weights depended on other parameters")
+
+
+def _notices(groups: Sequence[UnitGroup], params: Any, other: Any, chosen: Any, before: Any, evaluate: Any) -> bool:
+    """Whether the output changes when units with other weights keep one of their readers, or all."""
+    loud = _mixed(params, other, [(g, s) for g in groups for s in g.incoming_kernels], chosen)
+    loud = _mixed(loud, None, [(g, s) for g in groups for s in g.outgoing], chosen)
+    spared = [[(g, g.outgoing[i]) for g in groups if i < len(g.outgoing)] for i in range(4)]
+    spared.append([(g, s) for g in groups for s in g.outgoing])
+    return any(not _equal(before, evaluate(_mixed(loud, other, slices, chosen))[0]) for slices in spared if slices)
+
+
+def _not_checked(why: str) -> None:
+    warnings.warn(f"trace_units: the graph was not checked: with random parameters {why}", stacklevel=4)
+
+
+def _quickly() -> Any:
+    """Compiler options: compiling is what takes the time, and the program runs a few times only."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def _replaced(groups: Sequence[UnitGroup], params: Any, chosen: Mapping[str, np.ndarray]) -> Any:
+    """The parameters after the chosen units of the groups were replaced."""
+    from plastic_jax.replacement.initializers import unit_initializer
+    from plastic_jax.replacement.reset import draw_replacement, reset_updates
+
+    initializer, key = unit_initializer("lecun_uniform", "linear"), jax.random.key(0)
+
+    def replace(params: Any) -> Any:
+        drawn = {}
+        for g in groups:
+            index = np.flatnonzero(chosen[g.name])
+            valid = jnp.ones(len(index), bool)
+            drawn[g.name] = draw_replacement(g, jnp.asarray(index), valid, key, initializer, params)
+        graph = UnitGraph(tuple(groups), lambda params: (None, {}))
+        updates = reset_updates(graph, drawn, params, jax.tree.map(jnp.zeros_like, params))
+        return jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
+
+    return jax.jit(replace, compiler_options=_quickly())(params)
 
 
 def _half(group: UnitGroup, rng: np.random.Generator) -> np.ndarray:
@@ -106,24 +133,28 @@ def _half(group: UnitGroup, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(group.width) < (group.width + 1) // 2
 
 
-def _rows(group: UnitGroup, feature: Any) -> np.ndarray:
-    axes = [axis % feature.ndim for axis in group.feature_axes]
-    moved = np.moveaxis(np.asarray(feature), axes[0], 0)
-    return moved.reshape(group.width, -1)
+def _values(groups: Sequence[UnitGroup], features: Any, chosen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values of the chosen units."""
+    found = {}
+    for g in groups:
+        moved = np.moveaxis(np.asarray(features[g.name]), g.feature_axes[0], 0)
+        found[g.name] = moved.reshape(g.width, -1)[chosen[g.name]]
+    return found
 
 
-def _zeroed(params: Any, slices: list[tuple[UnitGroup, Slice]], chosen: Any) -> Any:
-    return _mixed(params, jax.tree.map(np.zeros_like, params), slices, chosen)
-
-
-def _mixed(params: Any, other: Any, slices: list[tuple[UnitGroup, Slice]], chosen: Any) -> Any:
-    """`params`, with the chosen units' slices from `other`."""
+def _mixed(params: Any, other: Any, slices: Sequence[tuple[UnitGroup, Slice]], chosen: Any) -> Any:
+    """`params`, with the chosen units' slices from `other`; 0 for `None`."""
     new: dict[str, Any] = {}
     for group, s in slices:
-        leaf = new.get(s.path, get_leaf(params, s.path))
+        leaf = np.asarray(new.get(s.path, get_leaf(params, s.path)))
         mask = np.asarray(s.spread(jnp.asarray(chosen[group.name]), leaf.shape))
-        new[s.path] = np.where(mask, get_leaf(other, s.path), leaf)
+        new[s.path] = np.where(mask, 0 if other is None else get_leaf(other, s.path), leaf).astype(leaf.dtype)
     return set_leaves(params, new)
+
+
+def _floats(leaf: Any) -> np.ndarray:
+    leaf = np.asarray(leaf)
+    return leaf if leaf.dtype.kind in "fc" else np.zeros(())
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -131,18 +162,19 @@ def _equal(a: Any, b: Any) -> bool:
     return all(np.allclose(x, y, atol=_CLOSE, rtol=_CLOSE, equal_nan=True) for x, y in pairs)
 
 
-def _random(params: Any, rng: np.random.Generator) -> Any:
-    """Every leaf random, kernels scaled so that values keep their size."""
+def _random(params: Any, rng: np.random.Generator, positive: bool = True) -> Any:
+    """Every leaf random, kernels scaled so that values keep their size; what is positive (a variance) stays so."""
 
     def draw(leaf: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             return leaf
         shape, dtype = np.shape(leaf), jnp.result_type(leaf)
         scale = np.sqrt(np.prod(shape[:-1], initial=1.0)) if len(shape) > 1 else 1.0
+        stays = positive and jnp.issubdtype(dtype, jnp.floating) and bool((np.asarray(leaf) > 0).all())
         drawn = rng.normal(size=shape) + (
             1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else 0
         )
-        return np.asarray(drawn / scale, dtype)
+        return np.asarray((np.abs(drawn) + 0.1 if stays else drawn) / scale, dtype)
 
     return jax.tree.map(draw, params)
 
@@ -154,20 +186,22 @@ def _positive(leaf: Any, rng: np.random.Generator) -> Any:
     return rng.uniform(0.5, 1.5, np.shape(leaf)).astype(jnp.result_type(leaf))
 
 
-def _few(graph: UnitGraph, before: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _few(apply: Callable[..., Any], before: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """At most four examples, where the first axis of all inputs is one of examples: that of the outputs shrinks too."""
     leaves = [leaf for leaf in jax.tree.leaves(inputs) if getattr(leaf, "ndim", 0) > 0]
-    if not leaves or len({leaf.shape[0] for leaf in leaves}) > 1 or leaves[0].shape[0] <= _EXAMPLES:
+    sharded = any(isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 for leaf in leaves)
+    if not leaves or sharded or len({leaf.shape[0] for leaf in leaves}) > 1 or leaves[0].shape[0] <= _EXAMPLES:
         return inputs
     few = jax.tree.map(lambda leaf: leaf[:_EXAMPLES] if getattr(leaf, "ndim", 0) > 0 else leaf, inputs)
     n = leaves[0].shape[0]
 
     def shapes(inputs: tuple[Any, ...]) -> list[tuple[int, ...]]:
-        return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(graph.apply, *before, *inputs))]
+        return [leaf.shape for leaf in jax.eval_shape(lambda *args: jax.tree.leaves(apply(*args)), *before, *inputs)]
 
     try:
-        found = zip(shapes(inputs), shapes(few), strict=True)
-        by_example = all(a == b or (a[0], b[0], a[1:]) == (n, _EXAMPLES, b[1:]) for a, b in found)
+        found = [*zip(shapes(inputs), shapes(few), strict=True)]
+        shrunk = [(a, b) for a, b in found if a != b]
+        by_example = bool(shrunk) and all((a[0], b[0], a[1:]) == (n, _EXAMPLES, b[1:]) for a, b in shrunk)
     except Exception:  # noqa: BLE001  whatever the model raises on inputs of another shape
         by_example = False
     return few if by_example else inputs

@@ -3,7 +3,10 @@
 import dataclasses
 import difflib
 import fnmatch
+import itertools
 import math
+import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -159,7 +162,7 @@ class UnitGraph:
 
     Attributes:
         groups: one entry per hidden layer.
-        forward: `forward(params, *inputs) -> (output, features)`, features by group name.
+        forward: `forward(params, *inputs, **options) -> (output, features)`, features by group name.
         left_out: layers whose units cannot be replaced one by one; `note` says why.
         arguments: how many positional arguments `forward` takes after `params`; `None` where any number.
         differentiate: what `grad` and `value_and_grad` differentiate with.
@@ -248,6 +251,16 @@ class UnitGraph:
                 fresh = jnp.asarray(1 if s.role == "var" else 0, leaf.dtype)
                 edited[s.path] = jnp.where(s.spread(mask, leaf.shape), fresh, leaf)
         return set_leaves(variables, edited)
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            pickle.dumps(self.forward)
+        except (pickle.PicklingError, AttributeError, TypeError):  # a model that is no function of a module
+            return self.__dict__ | {"forward": _without_model}
+        return self.__dict__
+
+    def __deepcopy__(self, memo: Any) -> "UnitGraph":
+        return self
 
     def group(self, name: str) -> UnitGroup:
         """The group of that name.
@@ -338,22 +351,56 @@ class UnitGraph:
 
     def __str__(self) -> str:
         """A table by layer; `replaceable` says whether a new unit is silent at first, and if not, why."""
-        rows = [("layer", "units", "incoming", "outgoing", "replaceable")]
+        rows = [["layer", "units", "incoming", "outgoing", "replaceable"]]
         for row in self.summary():
-            effect = (
-                "yes" if row["function_preserving"] else f"new units are not silent: {row['note'] or 'set by hand'}"
-            )
-            rows.append(
-                (
-                    row["name"],
-                    str(row["width"]),
-                    _folded(row["incoming"]),
-                    _folded(row["outgoing"]),
-                    effect if row["replaceable"] else f"no: {row['note']}",
+            name, units = row["name"], str(row["width"])
+            if row["replaceable"]:
+                why = (
+                    "yes" if row["function_preserving"] else f"new units are not silent: {row['note'] or 'set by hand'}"
                 )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+                rows.append([name, units, _folded(row["incoming"]), _folded(row["outgoing"]), why])
+            else:
+                rows.append([name, units, f"no: {row['note']}"])
+        return "\n".join(_table(rows, _COLUMNS))
+
+
+_COLUMNS = 120
+
+
+def _table(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """Lines of at most so many columns; the last cell of a row that has fewer cells runs over those that it lacks."""
+    n, gap = len(rows[0]), 2
+    widths = [max(len(row[i]) for row in rows if len(row) == n) for i in range(n)]
+    for i in range(2):
+        widths[i] = max(len(row[i]) for row in rows)
+    while sum(widths) + gap * (n - 1) > columns and max(widths) > len(max(rows[0], key=len)):
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in rows:
+        own = [*widths[: len(row) - 1], columns - sum(widths[: len(row) - 1]) - gap * (len(row) - 1)]
+        cells = [_wrapped(cell, width) for cell, width in zip(row, own, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            line = "".join(part.ljust(width + gap) for part, width in zip(parts, own, strict=True))
+            lines.append(line.rstrip())
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width`, broken after a space, a slash or a comma where there is one."""
+    lines = [""]
+    for part in re.findall(r"[^ /,]*[ /,]?", text):
+        while part:
+            if len(lines[-1]) + len(part.rstrip()) > width and lines[-1]:
+                lines.append("")
+            lines[-1] += part[:width]
+            part = part[width:]
+    return [line.rstrip() for line in lines]
+
+
+def _without_model(params: Any, *inputs: Any, **options: Any) -> Any:
+    raise ValueError(
+        "UnitGraph.apply: the graph was pickled without its model, as only functions of a module can be; trace it again"
+    )
 
 
 def _folded(names: Sequence[str]) -> str:

@@ -54,28 +54,29 @@ class Found:
 
 
 def find(story: Story, shapes: Mapping[Leaf, tuple[int, ...]], functions: ElementwiseFunctions) -> Found:
-    """All groups of a story, in the order in which they are first read.
+    """All groups of a story, in the order in which they are first read, and what is left out.
 
     Units are channels that are connected; a group is all units that are made by the same contractions and read by the
-    same. A group is left out if its channels are read between additions to them (a residual stream), or if a parameter
-    both makes and reads the very same unit (tied weights), or if its units lie irregularly in a parameter.
+    same. Left out is what cannot be replaced unit by unit, and every other contraction that a later one depends on.
     """
     finder = _Finder(story, shapes, functions)
-    groups, left_out, taps, alone = [], [], [], []
+    groups, left_out, linear, taps, alone = [], [], [], [], []
     for number in range(len(finder.bundles.all)):
         group, tap = finder.group(number)
-        if group is not None and tap is None:
-            left_out.append(group)
-        elif group is not None and tap is not None:
+        if tap is None:
+            (left_out if number in finder.streams or finder.active(number) else linear).append(group)
+        else:
             groups.append(group)
             taps.append(tap)
             lost = any(e.leaf in finder.common or not finder.owns(e) for e in finder.entering[number])
             alone.append(not (lost or finder.guests[number]))
     names = _names(groups + left_out)
     named = [dataclasses.replace(g, name=n) for g, n in zip(groups + left_out, names, strict=True)]
+    rest = linear + finder.unread()
+    rest = [dataclasses.replace(g, name=n) for g, n in zip(rest, _names(rest), strict=True)]
     return Found(
         groups=tuple(named[: len(groups)]),
-        left_out=tuple(named[len(groups) :]),
+        left_out=(*named[len(groups) :], *rest),
         taps=tuple(taps),
         alone=frozenset(name for name, closed in zip(names[: len(groups)], alone, strict=True) if closed),
         running=frozenset(story.running),
@@ -100,23 +101,35 @@ class _Finder:
         self.entering = self.bundles.sorted(story.entering, lambda e: e.owner)
         self.leaks = self.bundles.sorted(story.leaks, lambda leak: leak[0])
         self.guests = self.bundles.sorted(story.guests, lambda channels: channels)
+        self.barred = self.bundles.sorted(story.barred, lambda bar: bar[0])
         self.biases = _biases(story)
         self.common = self.shared_leaves()
+        self.known_users: dict[Leaf, list[tuple[Labels, bool]]] = {}
+        self.streams = self.find_streams()
 
-    def group(self, number: int) -> tuple[UnitGroup | None, tuple[Tap, ...] | None]:
-        """A bundle as a group, and its features; no feature if it is left out, no group if it is linear."""
-        bundle = self.bundles.all[number]
-        stream = _is_stream(self.story, bundle)
-        active = [n for n in bundle.readings if self.passed(self.story.readings[n].made, number)]
-        if not (stream or active or bundle.mark is not None):
-            return None, None
+    def group(self, number: int) -> tuple[UnitGroup, tuple[Tap, ...] | None]:
+        """A bundle as a group, and its features; none if it is left out."""
+        bundle, active = self.bundles.all[number], self.active(number)
         making, reading = self.making(number), self.reading(number)
         name = "\n".join(dict.fromkeys(_parent(o.leaf[1]) for o in making if o.role == "kernel"))
+        name = name or "\n".join(_parent(leaf[1]) for _, how in self.barred[number] for leaf in sorted(how.leaves))
         blank = UnitGroup(name, len(bundle.units), 1, (), (), function_preserving=False)
-        if stream:
+        reasons = list(dict.fromkeys(why for _, why in self.leaks[number]))
+        if number in self.streams:
             return dataclasses.replace(blank, note="residual stream: it is read between the additions to it"), None
+        if not (active or bundle.mark is not None):
+            why = "linear: nothing nonlinear stands before what reads it"
+            return dataclasses.replace(blank, note="; ".join([why, *reasons])), None
         if tied := next((o.leaf[1] for o in making if _returns(o, reading)), None):
             return dataclasses.replace(blank, note=f"tied weights: '{tied}' both makes and reads its units"), None
+        if tied := self.tied(number, making, reading):
+            return dataclasses.replace(blank, note=f"tied weights: '{tied}' also makes or reads something else"), None
+        if self.barred[number]:
+            return dataclasses.replace(blank, note=f"its weights {self.barred[number][0][1].how}"), None
+        if bundle.mark is None and all(_is_closed(self.story.readings[n]) for n in active):
+            why = "its value lies in a custom derivative, a branch or a loop of unknown length: move the layer out"
+            return dataclasses.replace(blank, note=why), None
+        reasons += self.side_effects(number, making, reading)
         try:
             incoming = [self.slice(o) for o in making if o.leaf[0] == "params"]
             variables = [self.slice(o) for o in making if o.leaf[0] == "variables" and o.role in ("mean", "var")]
@@ -126,7 +139,6 @@ class _Finder:
             return dataclasses.replace(blank, note="its units do not lie on axes of their own in every array"), None
         if not outgoing or not any(s.role == "kernel" for s in incoming):
             return dataclasses.replace(blank, note="the weights around its units are not parameters"), None
-        reasons = list(dict.fromkeys(why for _, why in self.leaks[number]))
         group = UnitGroup(
             name=name if bundle.mark is None else f"{name}:{self.story.marks[bundle.mark][0]}",
             width=len(bundle.units),
@@ -140,6 +152,90 @@ class _Finder:
             note="; ".join(reasons),
         )
         return group, taps
+
+    def active(self, number: int) -> list[int]:
+        """The readings in which channels of a bundle have passed a nonlinearity."""
+        readings = self.bundles.all[number].readings
+        return [n for n in readings if self.passed(self.story.readings[n].made, number)]
+
+    def find_streams(self) -> set[int]:
+        """Bundles that are read between additions to them, and those that are added to one or to what is no feature."""
+        every = range(len(self.bundles.all))
+        streams = {number for number in every if _is_stream(self.story, self.bundles.all[number])}
+        for channels, before in self.story.additions:
+            for number in self.bundles.among(channels):
+                readings = self.bundles.all[number].readings
+                if readings and readings[0] < before <= readings[-1]:
+                    streams.add(number)
+        skips = [(self.bundles.among(channels), sources) for channels, sources in self.story.skips]
+        while True:
+            found = {
+                number
+                for numbers, sources in skips
+                for target in self.bundles.made_by(sources)
+                if target in streams or not (self.active(target) or self.bundles.all[target].mark is not None)
+                for number in numbers
+            }
+            if found <= streams:
+                return streams
+            streams |= found
+
+    def tied(self, number: int, making: Sequence[_Owned], reading: Sequence[_Owned]) -> str | None:
+        """The parameter whose entries at these units make or read something else too, if there is one."""
+        for o in making:
+            for e in self.story.entering:
+                belongs = e.leaf == o.leaf and (e.role == "kernel" or self.owns(e))
+                if belongs and _clash(o.owner, e.owner, self.bundles.units(e.owner, number)):
+                    return o.leaf[1]
+        for o in reading:
+            for owner, lookup in self.users(o.leaf):
+                other = (self.bundles.bundle[owner] >= 0) | lookup
+                if _clash(o.owner, np.where(other, owner, -1), self.bundles.units(owner, number)):
+                    return o.leaf[1]
+        return None
+
+    def side_effects(self, number: int, making: Sequence[_Owned], reading: Sequence[_Owned]) -> list[str]:
+        """What the parameters around the units do besides making and reading them."""
+        reasons = []
+        for o in reading:
+            if any(_clash(o.owner, owner, self.bundles.units(owner, number)) for owner, _ in self.users(o.leaf)):
+                reasons.append(f"'{o.leaf[1]}' also reads data")
+            beside = [e.owner for e in self.story.entering if e.leaf == o.leaf and e.role != "kernel"]
+            if any(_clash(o.owner, owner, -2) for owner in beside):
+                reasons.append(f"'{o.leaf[1]}' also acts beside its contraction")
+        exposed = {o.leaf for o in (*making, *reading)} & self.story.exposed
+        return [*dict.fromkeys(reasons), *(f"'{leaf[1]}' is part of the output" for leaf in sorted(exposed))]
+
+    def users(self, leaf: Leaf) -> list[tuple[Labels, bool]]:
+        """Per use of a parameter that has several, the channel that each entry reads (the number of channels: none)."""
+        uses = list(self.story.uses.get(leaf, {}).values())
+        if len(uses) < 2:
+            return []
+        if leaf not in self.known_users:
+            nothing = self.story.channels
+            self.known_users[leaf] = [
+                (labels.owners(self.shapes[leaf], u.entry, np.where(u.channels < 0, nothing, u.channels))[0], u.lookup)
+                for u in uses
+            ]
+        return self.known_users[leaf]
+
+    def unread(self) -> list[UnitGroup]:
+        """Contractions that later ones depend on, but whose channels none reads."""
+        found = []
+        for source in sorted(self.story.reached):
+            channels = np.arange(*self.story.sources[source])
+            channels = channels[self.bundles.bundle[channels] < 0]
+            if not len(channels):
+                continue
+            made = [e.leaf for e in self.story.entering if e.role == "kernel" and np.isin(e.owner, channels).any()]
+            made += [leaf for lost, how in self.story.barred if np.isin(lost, channels).any() for leaf in how.leaves]
+            leaks = [why for lost, why in self.story.leaks if np.isin(lost, channels).any()]
+            reasons = [why for why in dict.fromkeys(leaks) if why != "is part of the output"]
+            name = "\n".join(dict.fromkeys(_parent(leaf[1]) for leaf in made))
+            width = len(np.unique(self.bundles.root[channels]))
+            note = f"not read by itself: {'; '.join(reasons) or 'its readers cannot be told'}"
+            found.append(UnitGroup(name, width, 1, (), (), function_preserving=False, note=note))
+        return found
 
     def making(self, number: int) -> list[_Owned]:
         """What makes the units; what several of them share belongs to none."""
@@ -199,8 +295,7 @@ class _Finder:
             _, place, shape, made = self.story.marks[mark]
             return (self.tap(number, place, shape, made),)
         loops = lambda r: [run for _, run in r.place.path if run is not None]  # noqa: E731
-        readings = [self.story.readings[n] for n in active]
-        open_ = [r for r in readings if CLOSED not in loops(r)] or readings
+        open_ = [self.story.readings[n] for n in active if not _is_closed(self.story.readings[n])]
         uses = {id(r): self.uses(r, number) for r in open_}
         chosen: list[Reading] = []
         seen: dict[tuple[Path, int], list[Use]] = {}
@@ -255,6 +350,16 @@ def _biases(story: Story) -> dict[int, list[Leaf]]:
             if first == last:
                 found.setdefault(first, []).append(leaf)
     return found
+
+
+def _is_closed(reading: Reading) -> bool:
+    """Whether what is read cannot be had from outside."""
+    return any(run == CLOSED for _, run in reading.place.path)
+
+
+def _clash(units: Labels, used: Labels, others: Labels | int) -> bool:
+    """Whether an entry that belongs to one of the units is used for something else than that unit."""
+    return bool(((units >= 0) & (used >= 0) & (others != units)).any())
 
 
 def _is_stream(story: Story, bundle: Bundle) -> bool:

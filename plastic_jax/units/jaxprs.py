@@ -2,22 +2,26 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+from plastic_jax.paths import named_leaves
 
 __all__ = [
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
     "Literal",
+    "Traced",
     "body",
     "closed",
     "closed_off",
     "fingerprint",
     "inner",
     "line_of",
+    "live",
     "multiplications",
     "peak",
     "rerun",
@@ -25,6 +29,7 @@ __all__ = [
     "scan_parts",
     "shape",
     "trace",
+    "without_prints",
 ]
 
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
@@ -32,9 +37,68 @@ _WHOLE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpo
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
 
 
-def trace(function: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, Any]:
-    """The jaxpr of `function`, and its output as a pytree of shapes."""
-    return jax.make_jaxpr(function, return_shape=True)(*args)
+class Traced(NamedTuple):
+    """A function's program, and what it gives: the names of the leaves, and the structure."""
+
+    program: ClosedJaxpr
+    names: list[str]
+    structure: Any
+
+
+def trace(function: Callable[..., Any], *args: Any) -> Traced:
+    """The program of `function(*args)`; its output is flattened while it holds tracers.
+
+    (Objects such as distributions do not take shapes in the place of arrays.)
+    """
+    output: list[Any] = []
+
+    def flat(*args: Any) -> list[Any]:
+        whole = function(*args)
+        leaves, structure = jax.tree.flatten(whole)
+        output[:] = [name for name, _ in named_leaves(whole)], structure
+        return leaves
+
+    return Traced(jax.make_jaxpr(flat)(*args), *output)
+
+
+def without_prints(traced: Traced) -> Callable[..., Any]:
+    """The function again, without callbacks that give nothing back (`jax.debug.print`)."""
+    program = _quiet(traced.program)
+
+    def run(*args: Any) -> Any:
+        return jax.tree.unflatten(traced.structure, jaxpr_as_fun(program)(*jax.tree.leaves(args)))
+
+    return run
+
+
+def _quiet(program: Any) -> Any:
+    if isinstance(program, ClosedJaxpr):
+        return program.replace(jaxpr=_quiet(program.jaxpr))
+    if not isinstance(program, Jaxpr):
+        return program
+    eqns = [e for e in program.eqns if e.outvars or e.primitive.name not in _CALLBACKS]
+    is_program = lambda p: isinstance(p, ClosedJaxpr | Jaxpr)  # noqa: E731
+    params = [jax.tree.map(_quiet, e.params, is_leaf=is_program) if inner(e) else e.params for e in eqns]
+    eqns = [e.replace(params=p, effects=_seen(e.effects)) for e, p in zip(eqns, params, strict=True)]
+    return program.replace(eqns=eqns, effects=_seen(program.effects))
+
+
+def _seen(effects: Any) -> set[Any]:
+    return {e for e in effects if type(e).__name__ not in ("DebugEffect", "OrderedDebugEffect")}
+
+
+_CALLBACKS = ("debug_callback", "debug_print", "io_callback")
+
+
+def live(jaxpr: Jaxpr, used: Sequence[bool]) -> list[list[bool]]:
+    """Per equation, which of its outputs the outputs that are `used` depend on."""
+    wanted = {v for v, u in zip(jaxpr.outvars, used, strict=True) if u and not isinstance(v, Literal)}
+    found: list[list[bool]] = []
+    for eqn in reversed(jaxpr.eqns):
+        found.append([v in wanted for v in eqn.outvars])
+        if any(found[-1]):
+            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return found[::-1]
 
 
 def body(eqn: JaxprEqn) -> ClosedJaxpr | None:

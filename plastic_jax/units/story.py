@@ -119,6 +119,13 @@ def clearest(a: Entries | None, b: Entries) -> Entries:
     return dataclasses.replace(a if known(a) >= known(b) else b, mixed=a.mixed | b.mixed | mixed)
 
 
+class Unknown(NamedTuple):
+    """That a value is made of parameters, but not of which entries; `how`: "are made of parameters by 'cumsum'"."""
+
+    leaves: frozenset[Leaf]
+    how: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """What is known of one array.
@@ -134,6 +141,11 @@ class Value:
         running: whether it is the new value of a running statistic.
         rescaled: whether it was multiplied with anything since the contraction.
         rows: where it is several statistics along the first axis of which some are `squared`, which are; else empty.
+        behind: the contractions that it depends on, back to the last that read them, also where their channels cannot
+            be told any more.
+        noise: whether it is made of random numbers. They are constants as far as units are concerned.
+        unknown: of which parameters it is made without that it is known which entries, and how; `None` where it is.
+        zero: whether it is known to be 0.
     """
 
     shape: tuple[int, ...]
@@ -146,6 +158,10 @@ class Value:
     running: bool = False
     rescaled: bool = False
     rows: tuple[bool, ...] = ()
+    behind: frozenset[int] = frozenset()
+    noise: bool = False
+    unknown: "Unknown | None" = None
+    zero: bool = False
 
     def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
         """The value after data movement: `move` maps label arrays."""
@@ -200,6 +216,8 @@ class Reading:
         made: by source, the channels read.
         reader: the source that the contraction makes.
         leaves: who owns which entries of the reader's parameters: leaf and owner.
+        partitions: ways to number the channels read so that what reads one number reads no other (an axis over the
+            members of an ensemble): channels and numbers.
     """
 
     place: Place
@@ -207,6 +225,16 @@ class Reading:
     made: Mapping[int, Made]
     reader: int
     leaves: tuple[tuple[Leaf, Labels], ...]
+    partitions: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+
+class WeightUse(NamedTuple):
+    """That a contraction's weights hold entries of a parameter: at which index, and per entry the channel that it reads
+    (-1 where it reads none: data, a lookup); `lookup`: whether it is looked up."""
+
+    entry: tuple[Labels | None, ...]
+    channels: Labels
+    lookup: bool
 
 
 class Entering(NamedTuple):
@@ -235,6 +263,12 @@ class Story:
         leaks: (channels, why): what else becomes of them than to be read.
         running: numbers of the outputs that are running statistics.
         guests: channels to which something is added that no parameter of theirs makes (a skip connection).
+        skips: (channels, sources): features that are added to what other contractions make.
+        uses: by leaf, all its uses in a contraction.
+        barred: (channels, made by weights of which it is not known how they are made): they cannot be replaced.
+        additions: (channels, number of readings before): to these something is added whose channels cannot be told.
+        exposed: parameters that do something else than to make and read channels: they are part of the output.
+        reached: contractions that a later contraction depends on, whether it reads their channels or not.
     """
 
     channels: int = 0
@@ -247,6 +281,12 @@ class Story:
     leaks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
     running: set[int] = dataclasses.field(default_factory=set)
     guests: list[np.ndarray] = dataclasses.field(default_factory=list)
+    skips: list[tuple[np.ndarray, frozenset[int]]] = dataclasses.field(default_factory=list)
+    uses: dict[Leaf, dict[Any, WeightUse]] = dataclasses.field(default_factory=dict)
+    barred: list[tuple[np.ndarray, Unknown]] = dataclasses.field(default_factory=list)
+    additions: list[tuple[np.ndarray, int]] = dataclasses.field(default_factory=list)
+    exposed: set[Leaf] = dataclasses.field(default_factory=set)
+    reached: set[int] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass
@@ -259,7 +299,7 @@ class Frame:
         outer: what a variable is called one level up, and whether it is a slice of that along the first axis.
         carried: of the inputs of a loop's body that begin as constants, which output is their next value.
         where: which equation gives a variable, and as which output.
-        at: number of the equation that is being followed, `eqn`.
+        at: number of the equation that is being followed, `eqn`; `used`: which of its outputs are.
     """
 
     path: Path = ()
@@ -269,6 +309,7 @@ class Frame:
     where: dict[Any, tuple[int, int]] = dataclasses.field(default_factory=dict)
     at: int = 0
     eqn: Any = None
+    used: Sequence[bool] = ()
 
     def calls(self, eqn: Any) -> list[Any]:
         """The equation, and those that lead to it, innermost first."""

@@ -1,5 +1,7 @@
 """The unit graph: its corrections by hand, its table, and the evaluation that gives features."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,25 +92,29 @@ def test_marked_value_is_a_feature_whatever_it_has_passed():
     assert units.apply(params, jnp.ones((5, 3)))[1]["a:code"].shape == (5, 4)
 
 
-def test_operation_without_a_rule_is_named_with_its_line():
+def test_of_an_operation_without_a_rule_only_what_it_reads_is_left_out():
     def apply(params, x):
-        hidden = jax.nn.relu(x @ params["a"])
-        return jnp.linalg.qr(hidden)[0] @ params["b"]
+        hidden = jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"])
+        return jax.nn.relu(jnp.linalg.qr(hidden)[0] @ params["c"]) @ params["d"]
 
-    with pytest.raises(NotImplementedError, match=r"no rule for '\w+' .*\(test_units.py:\d+\)"):
-        trace_units(apply, {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((4, 3)))
+    params = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 4)), "c": jnp.ones((4, 6)), "d": jnp.ones((6, 2))}
+    units = trace_units(apply, params, jnp.ones((4, 3)), check=False)
+    assert [group.name for group in units.groups] == ["a", "c"]
+    assert [group.name for group in units.left_out] == ["b"]
+    assert re.fullmatch(r"passes '\w+', for which there is no rule \(test_units.py:\d+\)", units.left_out[0].note)
 
 
-def test_feature_inside_a_custom_derivative_is_refused_with_its_line():
+def test_layer_inside_a_custom_derivative_is_left_out_and_the_others_are_not():
     @jax.custom_vjp
     def layers(params, x):
         return jax.nn.relu(x @ params["a"]) @ params["b"]
 
     layers.defvjp(lambda p, x: (layers(p, x), (p, x)), lambda saved, g: (saved[0], saved[1]))
-    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    units = trace_units(lambda p, x: layers(p, x), params, jnp.ones((2, 3)), check=False)
-    with pytest.raises(NotImplementedError, match=r"inside a custom derivative rule \(test_units.py:\d+\)"):
-        units.apply(params, jnp.ones((2, 3)))
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 5)), "c": jnp.ones((5, 2))}
+    units = trace_units(lambda p, x: jax.nn.relu(layers(p, x)) @ p["c"], params, jnp.ones((2, 3)))
+    assert [group.name for group in units.groups] == ["b"]
+    assert [(g.name, "custom derivative" in g.note) for g in units.left_out] == [("a", True)]
+    assert list(units.apply(params, jnp.ones((2, 3)))[1]) == ["b"]
 
 
 PUBLISHED = {

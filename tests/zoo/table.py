@@ -27,8 +27,9 @@ def counts(graph: UnitGraph) -> tuple[int, int, int]:
 
 
 def reasons(graph: UnitGraph) -> tuple[str, ...]:
-    """How the notes of what is left out begin."""
-    return tuple(dict.fromkeys(group.note.partition(":")[0] for group in graph.left_out))
+    """How the notes of what is left out begin; without linear layers, queries and the like."""
+    kinds = dict.fromkeys(group.note.partition(":")[0] for group in graph.left_out)
+    return tuple(kind for kind in kinds if kind not in ("linear", "not read by itself"))
 
 
 def as_counted(graph: UnitGraph, network: Network) -> bool:

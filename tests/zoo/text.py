@@ -73,13 +73,13 @@ class Bert(nn.Module):
         return words.attend(x) + self.param("bias", nn.initializers.zeros_init(), (self.vocabulary,))
 
 
-# The units of the transformation before the output are mixed by a norm. The embedding is the stream.
+# The transformation before the output is read by the embedding. The embedding is the stream.
 @architecture("BERT-base", "Devlin et al. 2019")
 def bert(full: bool) -> Network:
     net = Bert() if full else Bert(2, 4, 2, 6, 7, 5)
-    kept = net.layers * (net.width + net.hidden)
+    units = net.layers * (net.width + net.hidden)
     tokens = np.zeros((1, 32), np.int32) if full else np.array([[1, 2, 3], [4, 5, 6]], np.int32)
-    return linen(net, tokens, found=(2 * net.layers + 1, kept + net.width, kept), left_out=(STREAM,))
+    return linen(net, tokens, found=(2 * net.layers, units, units), left_out=(STREAM, "tied weights"))
 
 
 class Llama(nn.Module):

@@ -86,19 +86,7 @@ class Architecture:
 
 
 ZOO: dict[str, Architecture] = {}
-NOT_YET = {
-    "Mamba-130M": "channels of which a recurrence is made are taken for a residual stream",
-    "SAC actor and twin critics": "the members of an ensemble lie in one group",
-    "IMPALA network": "the first layer of a stream is offered",
-    "Rainbow": "weights with noise from a key that is an input make no units",
-    "GIN": "no rule for scatter-add",
-    "GAT": "no rule for scatter-add",
-    "Graph network": "no rule for scatter-add",
-    "Mixture of experts": "all experts lie in one group",
-    "Switch layer": "all experts lie in one group; the stream is offered",
-    "Mixtral layer": "all experts lie in one group; the stream is in no list",
-    "Soft MoE layer": "all experts lie in one group; the stream is offered",
-}
+NOT_YET: dict[str, str] = {}
 """Networks in which tracing does not find what it should, and what it does; delete the line when it does."""
 
 

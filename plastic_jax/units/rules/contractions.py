@@ -8,7 +8,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Use, Value, clearest
+from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Use, Value, WeightUse, clearest
 from plastic_jax.units.walk import Walk
 
 
@@ -29,7 +29,7 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     else:
         value, weight, atom, to, to_w = b, a, eqn.invars[1], to_b, to_a
         pairs, batch, contracted = dict(zip((*cb, *bb), (*ca, *ba), strict=True)), ba, cb
-    if not weight.entries:
+    if not (weight.entries or weight.unknown):
         return _product(walk, eqn, [(value, to, contracted), (weight, to_w, ())], n)
     made_dims = [d for d in range(len(weight.shape)) if d in batch or d not in pairs.values()]
     made_dims.sort(key=lambda d: to_w[d])
@@ -79,7 +79,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
         walk.same(shared)
         line = np.broadcast_to(channels.ravel(), (value.shape[feature],))
         table = line.reshape(groups, per_group)[group_of]  # [output, input of its group]
-        if not weight.entries:
+        if not (weight.entries or weight.unknown):
             read.append(None)
             if per_group == 1 and not spread:
                 carried[source] = made.at(labels.compressed(labels.line(table[:, 0], out_feature, n)))
@@ -90,7 +90,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, values: list[Value], frame: Frame
         shape[rhs_out], shape[rhs_in] = table.shape
         laid = table if rhs_out < rhs_in else table.T
         read.append(labels.compressed(laid.reshape(shape)))
-    if not weight.entries:
+    if not (weight.entries or weight.unknown):
         return [Value(out_shape, True, carried)]
     produced = labels.along(rhs_out, len(weight.shape), outputs)
     out = (produced, lambda index: labels.line(index.ravel(), out_feature, n), carried)
@@ -107,11 +107,12 @@ def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
     kept = [d for d in range(len(value.shape)) if d not in gone]
     whole = {d: o for d, o in zip(kept, numbers.offset_dims, strict=True) if sizes[d] == value.shape[d]}
     cut = [d for d in range(len(value.shape)) if d not in whole]
-    if value.entries and not value.depends and where.depends:
+    if (value.entries or value.unknown) and not value.depends and where.depends:
         made_dims = sorted(whole, key=lambda d: whole[d])
         produced = labels.numbered(value.shape, made_dims)
         out = (produced, lambda index: labels.placed(index, whole, len(shape)), {})
-        return _contraction(walk, eqn, Value(where.shape, True), eqn.invars[1], value, [], out, frame)
+        place = Value(where.shape, True, behind=where.behind)
+        return _contraction(walk, eqn, place, eqn.invars[1], value, [], out, frame)
     lost = value.varied(cut)
     walk.leak(value, "is picked by an index", lost)
     made = {
@@ -140,6 +141,7 @@ def _contraction(
     produced, move, carried = out
     key = (
         produced.shape,
+        (frame.path, frame.at) if weight.unknown else None,
         tuple(
             (leaf, tuple(i if i is None else (i.shape, i.tobytes()) for i in e.index))
             for leaf, e in weight.entries.items()
@@ -147,29 +149,61 @@ def _contraction(
     )
     source = walk.source(key, int(produced.max()) + 1)
     channel = produced + np.int32(walk.story.sources[source][0])
-    for leaf, owner, shared in _owners(walk, weight, channel):
+    makes = _owners(walk, weight, channel)
+    for leaf, owner, shared in makes:
         walk.same(shared)
         walk.story.entering.append(Entering(leaf, "kernel", owner, shared))
+    if weight.unknown:
+        walk.story.barred.append((labels.members(channel), weight.unknown))
     seen: dict[int, Made] = {}
     leaves: list[tuple[Leaf, Labels]] = []
-    for (number, made), channels in zip(value.made.items(), read, strict=True):
+    partitions: list[tuple[np.ndarray, np.ndarray]] = []
+    reads = np.full((1,) * len(weight.shape), -1, np.int32)
+    for (number, made), channels in zip(value.made.items(), read, strict=bool(read)):
         if channels is None:
             continue
         seen[number] = made
+        reads = np.where(reads >= 0, reads, channels)
         for leaf, owner, shared in _owners(walk, weight, channels):
             walk.same(shared)
             leaves.append((leaf, owner))
+            partitions += [p for name, made, _ in makes if name == leaf for p in _partitions(owner, made)]
             found = weight.entries[leaf]
             if leaf[0] == "variables":
                 walk.leak(value, "is read by variables, which are not learned", [number])
             if found.kind in ("offset", "root") or found.mixed & set(labels.varying(owner)):
                 walk.leak(value, "is read by weights that are not 0 where the parameter is", [number])
-    if seen:
+        if weight.unknown:
+            walk.leak(value, f"is read by weights that {weight.unknown.how}", [number])
+    for leaf, found in weight.entries.items():
+        use = WeightUse(found.index, reads, eqn.primitive.name == "gather")
+        walk.story.uses.setdefault(leaf, {}).setdefault((source, reads.shape, reads.tobytes()), use)
+    walk.story.reached |= value.behind
+    if seen and leaves:
         place, shape, seen = walk.hoisted(atom, value.shape, seen, frame)
-        walk.story.readings.append(Reading(place, shape, seen, source, tuple(leaves)))
+        walk.story.readings.append(Reading(place, shape, seen, source, tuple(leaves), tuple(partitions)))
     shape = jaxprs.shape(eqn.outvars[0])
-    use = frozenset([Use(frame.path, frame.at)])
-    return [Value(shape, True, carried | {source: Made(labels.compressed(move(channel)), uses=use)})]
+    uses = frozenset([Use(frame.path, frame.at)])
+    made = carried | {source: Made(labels.compressed(move(channel)), uses=uses)}
+    return [Value(shape, True, made, behind=frozenset(made))]
+
+
+def _partitions(read: Labels, produced: Labels) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Axes of a parameter along which both what it reads and what it makes are told apart: those over the members of an
+    ensemble. As (channels read, index along the axis)."""
+    found = []
+    for axis in set(labels.varying(read)) & set(labels.varying(produced)):
+        part = _index(read, axis)
+        if part is not None and len(np.unique(part[1])) > 1 and _index(produced, axis) is not None:
+            found.append(part)
+    return found
+
+
+def _index(owner: Labels, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Every owner and its index along an axis; `None` where one has several."""
+    place = np.broadcast_to(labels.along(axis, owner.ndim, owner.shape[axis]), owner.shape)
+    pairs = np.unique(np.stack([owner.ravel(), place.ravel()], 1)[owner.ravel() >= 0], axis=0)
+    return (pairs[:, 0], pairs[:, 1]) if len(np.unique(pairs[:, 0])) == len(pairs) else None
 
 
 def _owners(walk: Walk, weight: Value, channels: Labels) -> list[tuple[Leaf, Labels, np.ndarray]]:
@@ -201,8 +235,8 @@ def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], S
         if not value.depends:
             for leaf, found in value.entries.items():
                 entries[leaf] = clearest(entries.get(leaf), found.placed(to, contracted, n))
-    depends = any(value.depends for value, _, _ in operands)
-    return [Value(shape, depends, out, {} if depends else entries)]
+    depends, zero = any(value.depends for value, _, _ in operands), any(value.zero for value, _, _ in operands)
+    return [Value(shape, depends, out, {} if depends or zero else entries, zero=zero and not depends)]
 
 
 RULES = {"dot_general": dot_general, "conv_general_dilated": conv_general_dilated, "gather": gather}

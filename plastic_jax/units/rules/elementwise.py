@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from plastic_jax.units import jaxprs
+from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.story import Entries, Frame, Leaf, Value, clearest
 from plastic_jax.units.walk import Walk
 
@@ -42,9 +42,9 @@ def elementwise(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
         if len(moving) == 2 and len(big) == 1 and _of_itself(values):
             scaled = True
             values = [_linear_in(v, big[0]) for v in values]
-        elif len(moving) == 2 or (name == "div" and values[1].depends):
+        elif sum(bool(v.behind) for v in values) == 2 or (name == "div" and values[1].behind):
             activation = name
-    elif name != "select_n" or values[0].depends or len(moving) > 1:
+    elif name != "select_n" or values[0].behind:  # what does not look at units is no nonlinearity: dropout, masks
         activation = name
     role = "scale" if name in ("mul", "div") else "bias"
     entries, running = _attach(walk, values, role, scaled, squared, name)
@@ -63,6 +63,7 @@ def _without_skips(walk: Walk, values: list[Value]) -> list[Value]:
         new = {s for v in values if v is not this for s, m in v.made.items() if m.activation is None}
         if new - set(this.made) and all(m.activation for m in this.made.values()) and _is_feature(walk, this):
             walk.leak(this, "is added to other units by a skip connection")
+            walk.story.skips += [(labels.members(m.channel), frozenset(new)) for m in this.made.values()]
             return [dataclasses.replace(v, made={}) if i == number else v for i, v in enumerate(values)]
     return values
 
@@ -98,6 +99,7 @@ def _attach(
                     found = dataclasses.replace(found, kind="scaled")
                 pending[leaf] = clearest(pending.get(leaf), found)
     if pending and any(v.depends and not v.statistic for v in values):
+        walk.story.exposed |= pending.keys()
         walk.guests(values)
         pending = {}
     return pending, running

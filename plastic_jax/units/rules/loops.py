@@ -24,13 +24,15 @@ def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     for x in xs:
         walk.leak(x, "is scanned over", x.varied([0]))
     one = [_first(x) for x in xs]
-    below = frame.below(outer, EVERY)
+    below, used = frame.below(outer, EVERY), [*[True] * m, *frame.used[m:]]
     new = dict(zip(inner.jaxpr.invars[n : n + m], enumerate(inner.jaxpr.outvars[:m]), strict=True))
     handed_on = {v: (i, o) for v, (i, o) in new.items() if not carry[i].made and o not in inner.jaxpr.invars}
     below.carried = {v: i for v, (i, _) in handed_on.items()}
     with walk.rehearsal():
-        carry = _settled(walk, carry, lambda c: _part(walk.run(inner, [*consts, *c, *one], below)[:m], below, PREVIOUS))
-    out = walk.run(inner, [*consts, *carry, *one], below)
+        step = lambda c: walk.run(inner, [*consts, *c, *one], below, used)[:m]  # noqa: E731
+        carry = _settled(walk, carry, lambda c: _part(step(c), below, PREVIOUS))
+    _begun(walk, values[n : n + m], carry)
+    out = walk.run(inner, [*consts, *carry, *one], below, used)
     ys = [v.moved((length, *v.shape), lambda i: i[None]) for v in out[m:]]
     return _left(walk, carry, out[:m], below) + ys
 
@@ -46,7 +48,7 @@ def _layers(
     order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
     for layer in order:
         row = [x.moved(x.shape[1:], lambda i, layer=layer: _layer(i, layer)) for x in xs]
-        out = walk.run(inner, [*consts, *carry, *row], frame.below(outer, layer))
+        out = walk.run(inner, [*consts, *carry, *row], frame.below(outer, layer), [*[True] * m, *frame.used[m:]])
         carry = out[:m]
         rows.append(out[m:])
     rows = rows[::-1] if eqn.params["reverse"] else rows
@@ -70,13 +72,23 @@ def while_loop(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[
 
 def cond(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
     """Branches, each of which may be taken."""
-    outs: list[Value] | None = None
-    walk.leak(values[0], "decides which branch is taken")
+    outs: list[Value] = []
+    test = values[0]
+    walk.leak(test, "decides which branch is taken")
     for branch in map(jaxprs.closed, eqn.params["branches"]):
         outer = {v: (a, False) for v, a in zip(branch.jaxpr.invars, eqn.invars[1:], strict=True)}
-        out = walk.run(branch, values[1:], frame.below(outer, CLOSED))
-        outs = out if outs is None else [walk.either(a, b) for a, b in zip(outs, out, strict=True)]
-    return [dataclasses.replace(v, depends=v.depends or values[0].depends) for v in outs or []]
+        out = walk.run(branch, values[1:], frame.below(outer, CLOSED), frame.used)
+        outs = [walk.either(a, b) for a, b in zip(outs, out, strict=True)] if outs else out
+    return [dataclasses.replace(v, depends=v.depends or test.depends, behind=v.behind | test.behind) for v in outs]
+
+
+def _begun(walk: Walk, first: Sequence[Value], carry: Sequence[Value]) -> None:
+    """Notes what the state of a loop begins with, unless it is 0."""
+    for before, value in zip(first, carry, strict=True):
+        if value.made and not before.made and not before.zero:
+            walk.guests([value])
+            if not before.depends:
+                walk.leak(value, "begins with a state that is not 0")
 
 
 def _part(carry: Sequence[Value], loop: Frame, which: int) -> list[Value]:
@@ -112,7 +124,7 @@ def _settled(walk: Walk, carry: list[Value], body: Callable[[list[Value]], list[
 
 def _same(a: Value, b: Value) -> bool:
     return (
-        a.depends == b.depends
+        (a.depends, a.behind) == (b.depends, b.behind)
         and a.made.keys() == b.made.keys()
         and all(
             (m.activation, m.uses) == (b.made[s].activation, b.made[s].uses)
@@ -139,7 +151,8 @@ def _stacked(column: Sequence[Value]) -> Value:
         uses = frozenset().union(*(v.made[source].uses for v in column if source in v.made))
         made[source] = Made(labels.concatenate(parts, [1] * len(column), 0), name, uses)
     depends, running = any(v.depends for v in column), all(v.running for v in column)
-    return Value((len(column), *column[0].shape), depends, made, running=running)
+    shape, behind = (len(column), *column[0].shape), frozenset[int]().union(*(v.behind for v in column))
+    return Value(shape, depends, made, running=running, behind=behind)
 
 
 LOOPS = {"scan": scan, "while": while_loop, "cond": cond}

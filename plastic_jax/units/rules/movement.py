@@ -143,10 +143,41 @@ def dynamic_update_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame
     for part in (value, new):
         walk.leak(part, "is written at an index", part.varied(cut))
     kept = [part.without(part.varied(cut)) for part in (value, new)]
-    made = walk.merged(kept, add=False)
-    uses = {s: frozenset().union(*(v.made[s].uses for v in kept if s in v.made)) for s in made}
-    made = {s: dataclasses.replace(m, uses=uses[s]) for s, m in made.items()}
-    return [Value(value.shape, any(v.depends for v in values), made)]
+    return [Value(value.shape, any(v.depends for v in values), _both(walk, kept, add=False))]
+
+
+def _both(walk: Walk, parts: list[Value], add: bool) -> dict[int, Made]:
+    """The channels of values that stand beside each other in one array."""
+    made = walk.merged(parts, add)
+    uses = {s: frozenset().union(*(v.made[s].uses for v in parts if s in v.made)) for s in made}
+    return {s: dataclasses.replace(m, uses=uses[s]) for s, m in made.items()}
+
+
+def scatter(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
+    """Values written, or added, at indices: on the axes that are written whole every element stays what it is."""
+    value, where, new = values
+    numbers, shape, name = eqn.params["dimension_numbers"], values[0].shape, eqn.primitive.name
+    walk.leak(where, "decides where a value is written")
+    gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    kept = [d for d in range(len(shape)) if d not in gone]
+    to = {w: d for w, d in zip(numbers.update_window_dims, kept, strict=True) if new.shape[w] == shape[d]}
+    indexed = [d for d in range(len(shape)) if d not in to.values()]
+    parts = []
+    for part, axes in ((value, indexed), (new, [d for d in range(len(new.shape)) if d not in to])):
+        lost = part.varied(axes)
+        walk.leak(part, "is written at an index", lost)
+        parts.append(part.without(lost))
+    parts[1] = parts[1].moved(shape, lambda i: labels.placed(i, to, len(shape)))
+    made = _both(walk, parts, add=name in _SCATTER_ADD)
+    if name not in ("scatter", *_SCATTER_ADD):
+        made = {s: m.passed("linear") for s, m in made.items()}
+    if any(v.entries for v in (value, new)) and made:
+        walk.guests(parts)
+    return [Value(shape, any(v.depends for v in values), made)]
+
+
+_SCATTER_ADD = ("scatter-add", "scatter_add", "scatter-sub", "scatter_sub")
+_SCATTER = (*_SCATTER_ADD, "scatter", *(f"scatter{sign}{name}" for sign in "-_" for name in ("mul", "min", "max")))
 
 
 def concatenate(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -220,7 +251,7 @@ def _joined(
     return tuple(joined)
 
 
-RULES = {
+RULES = dict.fromkeys(_SCATTER, scatter) | {
     "broadcast_in_dim": broadcast_in_dim,
     "concatenate": concatenate,
     "dynamic_slice": dynamic_slice,

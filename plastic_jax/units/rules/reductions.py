@@ -17,13 +17,17 @@ _WINDOWS = {"reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_w
 def reduced(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
     """Sums, means, greatest values over axes."""
     value, name, axes = values[0], eqn.primitive.name, tuple(eqn.params["axes"])
-    keep = [d for d in range(len(value.shape)) if d not in axes]
     if name in ("reduce_max", "reduce_min"):
-        value = _pooled(walk, value, keep)
+        value = _pooled(walk, value, [d for d in range(len(value.shape)) if d not in axes])
+    return [_over(walk, value, axes, None if name == "reduce_sum" else "linear")]
+
+
+def _over(walk: Walk, value: Value, axes: Sequence[int], activation: str | None) -> Value:
+    """What a reduction over axes leaves; `activation` where it is not linear."""
+    keep = [d for d in range(len(value.shape)) if d not in axes]
     lost = value.varied(axes)
     walk.leak(value, "is mixed with other units of its layer (a norm, softmax or sum over units)", lost)
     to = {d: i for i, d in enumerate(keep)}
-    activation = None if name == "reduce_sum" else "linear"
     made = {
         s: m.at(labels.placed(m.channel, to, len(keep))).passed(activation)
         for s, m in value.made.items()
@@ -31,7 +35,7 @@ def reduced(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Val
     }
     entries = {} if value.depends else {leaf: e.placed(to, axes, len(keep)) for leaf, e in value.entries.items()}
     shape = tuple(value.shape[d] for d in keep)
-    return [dataclasses.replace(value, shape=shape, made=made, entries=entries, statistic=value.depends)]
+    return dataclasses.replace(value, shape=shape, made=made, entries=entries, statistic=value.depends)
 
 
 def _pooled(walk: Walk, value: Value, keep: Sequence[int]) -> Value:
@@ -64,8 +68,14 @@ def windowed(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Va
 
 
 def over_devices(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
-    """Sums over a mapped axis: like those over the batch, every channel meets itself alone."""
+    """Sums over a mapped axis: like those over the batch, every channel meets itself alone.
+
+    An axis that `vmap` has named is a number: an axis of the value.
+    """
     activation = None if eqn.primitive.name.startswith("psum") else "linear"
+    axes = tuple(axis for axis in eqn.params["axes"] if isinstance(axis, int))
+    if axes:
+        values = [_over(walk, value, axes, activation) for value in values]
     out = []
     for value in values:
         made = {s: m.passed(activation) for s, m in value.made.items()}

@@ -148,7 +148,8 @@ def embedding() -> Model:
     def body(tokens):
         return mlp(nn.Embed(7, 3)(tokens), nn.relu)
 
-    return linen(body, jnp.array([[1, 2], [0, 6]]), groups={"Dense_0": dense(4, "Dense_0", "Dense_1")})
+    group = dense(4, "Dense_0", "Dense_1")
+    return linen(body, jnp.array([[1, 2], [0, 6]]), groups={"Dense_0": group}, left_out="Embed_0")
 
 
 @construct
@@ -854,7 +855,7 @@ def residual_stream() -> Model:
         return nn.Dense(2, name="head")(nn.LayerNorm(name="norm")(x))
 
     groups = {f"in{i}": dense(4, f"in{i}", f"out{i}") for i in range(2)}
-    return linen(body, normal(3, 5), groups=groups, left_out=1)
+    return linen(body, normal(3, 5), groups=groups, left_out="stem")
 
 
 @construct
@@ -869,7 +870,7 @@ def pre_activation_stream() -> Model:
         return nn.Dense(2, name="head")(jnp.mean(nn.relu(norm(name="norm")(x)), axis=(1, 2)))
 
     groups = {f"in{i}": Expected(4, layer(f"in{i}", use="h w i u"), f"out{i}/kernel: h w u o") for i in range(2)}
-    return linen(body, normal(2, 4, 4, 2), groups=groups, left_out=1)
+    return linen(body, normal(2, 4, 4, 2), groups=groups, left_out="stem")
 
 
 @construct
@@ -955,6 +956,7 @@ def u_net() -> Model:
             "low": Expected(4, conv("low"), "up/kernel: h w u o"),
             "merge": Expected(3, conv("merge"), "head/kernel: h w u o"),
         },
+        left_out="up",
     )
 
 
@@ -967,7 +969,8 @@ def attention() -> Model:
         return nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6, out_features=4, name="attention")(x)
 
     group = Expected(6, layer("attention/value", use="i u v"), "attention/out/kernel: u v o", blocks=2)
-    return linen(body, normal(2, 3, 5), groups={"attention/value": group})
+    left_out = "attention/query attention/key"
+    return linen(body, normal(2, 3, 5), groups={"attention/value": group}, left_out=left_out)
 
 
 @construct
@@ -983,7 +986,7 @@ def attention_of_one_kernel() -> Model:
         return nn.Dense(3, name="out")(y)
 
     group = Expected(4, "qkv/kernel[:, 8:12]: i u; qkv/bias[8:12]: u", "out/kernel: u o", blocks=2)
-    return linen(body, normal(2, 3, 5), groups={"qkv": group})
+    return linen(body, normal(2, 3, 5), groups={"qkv": group}, left_out="qkv")
 
 
 @construct
@@ -996,7 +999,7 @@ def attention_by_one_score() -> Model:
         return nn.Dense(2, name="out")(jnp.concatenate([context, x[:, 0]], axis=-1))
 
     group = Expected(4, layer("h"), "score/kernel: u o; out/kernel[:4]: u o")
-    return linen(body, normal(2, 3, 5), groups={"h": group})
+    return linen(body, normal(2, 3, 5), groups={"h": group}, left_out="score")
 
 
 @construct
@@ -1015,7 +1018,8 @@ def transformer() -> Model:
         a = f"attention{i}"
         groups[f"{a}/value"] = Expected(6, layer(f"{a}/value", use="i u v"), f"{a}/out/kernel: u v o", blocks=2)
         groups[f"in{i}"] = dense(8, f"in{i}", f"out{i}")
-    return linen(body, jnp.array([[1, 2, 0], [0, 6, 5]]), groups=groups, left_out=1)
+    left_out = "embed attention0/query attention0/key attention1/query attention1/key"
+    return linen(body, jnp.array([[1, 2, 0], [0, 6, 5]]), groups=groups, left_out=left_out)
 
 
 # Recurrence -----------------------------------------------------------------------------------------------------------
@@ -1118,7 +1122,7 @@ def scanned_blocks() -> Model:
         return Expected(4, incoming, f"blocks/Dense_1/kernel[{i}:{i + 1}]: l u o")
 
     groups = {f"blocks/Dense_0[{i}]": group(i) for i in range(2)}
-    return linen(body, normal(3, 5), groups=groups, left_out=1)
+    return linen(body, normal(3, 5), groups=groups, left_out="stem")
 
 
 @construct

@@ -59,7 +59,7 @@ class Model:
         inputs: example inputs.
         groups: expected groups by name.
         variables: running statistics.
-        left_out: how many streams are reported as not replaceable.
+        left_out: names of the layers that are reported as not replaceable.
         features: for some groups an independent way to the features, `[..., width]` or `[..., copies, width]`.
         output: picks from what `apply` returns what a replaced unit must not change.
     """
@@ -69,7 +69,7 @@ class Model:
     inputs: tuple[Any, ...]
     groups: Mapping[str, Expected]
     variables: Any = None
-    left_out: int = 0
+    left_out: str = ""
     features: Mapping[str, Callable[..., jax.Array]] = dataclasses.field(default_factory=dict)
     output: Callable[[Any], Any] = lambda output: output
 
