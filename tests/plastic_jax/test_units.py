@@ -101,7 +101,7 @@ def test_of_an_operation_without_a_rule_only_what_it_reads_is_left_out():
     units = trace_units(apply, params, jnp.ones((4, 3)), check=False)
     assert [group.name for group in units.groups] == ["a", "c"]
     assert [group.name for group in units.left_out] == ["b"]
-    assert re.fullmatch(r"passes '\w+', for which there is no rule \(test_units.py:\d+\)", units.left_out[0].note)
+    assert re.search(r": passes '\w+', for which there is no rule \(test_units.py:\d+\)", units.left_out[0].note)
 
 
 def test_layer_inside_a_custom_derivative_is_left_out_and_the_others_are_not():
