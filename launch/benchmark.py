@@ -58,6 +58,7 @@ from launch.engine.build import forward_multiplications, load_data
 from launch.engine.processes import enable_compilation_cache
 from launch.errors import InputError, unknown
 from launch.storage.machine import commit, machine, versions
+from tasks.base import Task
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -125,8 +126,9 @@ def benchmark(
     for name in (name for name in chosen if name != PEERS):
         say(name)
         found["cases"] += measure_group(name, cases[name], repeats, found["device_peaks"])
-    with_peer = peer is not None and (PEERS in only or not only)
-    found["peers"] = measure_peers(peer, repeats, quick, say) if with_peer else []
+    found["peers"] = []
+    if peer is not None and (PEERS in only or not only):
+        found["peers"] = measure_peers(peer, repeats, quick, say)
     return found | {"figure": whole_figure(found["cases"]), "targets": targets(found["cases"])}
 
 
@@ -145,7 +147,7 @@ def measure_group(group: str, cases: list[Case], repeats: int, peaks: Peaks | No
             row |= _beside_floor(case, times[case.name][:, 0] / case.steps, seconds_per_byte)
         if group in CONVOLUTIONAL and case.method != STREAM:
             plan = plans[case.name]
-            row |= {"step_gflop": _operations(plan), "pictures": plan.task.spec.batch}
+            row |= {"step_gflop": _operations(plan), "pictures": _batch(plan)}
         if peaks is not None and group in PUBLISHED_LANE_STEPS and case.method != STREAM:
             plan = plans[case.name]
             row |= beside_peaks(row, peaks, dtype_of(plan), moved_by_step(plan, case.lanes))
@@ -156,7 +158,13 @@ def measure_group(group: str, cases: list[Case], repeats: int, peaks: Peaks | No
 def _operations(plan: Plan) -> float:
     """Arithmetic of a step, in 1e9: forward, and twice that backward; a multiply-add is two."""
     forward = sum(forward_multiplications(plan, plan.jobs[0]).values())
-    return 2 * 3 * forward * plan.task.spec.batch / 1e9
+    return 2 * 3 * forward * _batch(plan) / 1e9
+
+
+def _batch(plan: Plan) -> int:
+    """Examples in a step of a stream."""
+    assert isinstance(plan.task, Task)
+    return plan.task.spec.batch
 
 
 def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
