@@ -29,6 +29,7 @@ from plastic_jax.replacement.reset import (
     without_frozen,
 )
 from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute, mean_feature, unit_stats
+from plastic_jax.replacement.step_counts import count_by_weight
 from plastic_jax.replacement.utility import UnitStats, Utility, UtilityName, unit_utility
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
@@ -204,7 +205,7 @@ def continual_backprop(
         groups = {g.name: g for g in units.groups}
         dtype = {n: group_dtype(g, network_params(params)) for n, g in groups.items()}
         return ContinualBackpropState(
-            inner=inner.init(params),
+            inner=count_by_weight(inner.init(params), units, network_params(params)),
             key=jax.random.key_data(leaf_key(key, _NAME)),  # its own: donating the state leaves the caller's alone
             count=jnp.zeros([], jnp.int32),
             age={n: jnp.zeros(g.width, jnp.int32) for n, g in groups.items()},

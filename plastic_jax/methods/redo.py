@@ -24,6 +24,7 @@ from plastic_jax.replacement.reset import (
     without_frozen,
 )
 from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute
+from plastic_jax.replacement.step_counts import count_by_weight
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "redo"
@@ -137,7 +138,8 @@ def redo(
         none = {g.name: jnp.zeros([], jnp.int32) for g in units.groups}
         activity = {g.name: jnp.zeros(g.width, group_dtype(g, weights)) for g in units.groups}
         start = jax.random.key_data(leaf_key(key, _NAME)), jnp.zeros([], jnp.int32)
-        return RedoState(inner.init(params), *start, age, none, activity, empty(log_size, age))
+        inner_state = count_by_weight(inner.init(params), units, weights)
+        return RedoState(inner_state, *start, age, none, activity, empty(log_size, age))
 
     def choose(group: UnitGroup, activity: jax.Array, params: Any, now: jax.Array, step_key: jax.Array) -> Replacement:
         score = relative_activity(activity)

@@ -1,7 +1,6 @@
 """Adam with a step count of its own for every parameter, so that parts of a network can be made new."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -51,7 +50,8 @@ def adam(
     some 12 steps after the reset). Setting back a shared count spoils the steps of all weights that were not reset.
 
     A replaced unit's weights are whole rows and whole columns of its parameters, so methods that replace units reset
-    `rows` and `columns` in place (a unit with only parts of them keeps its counts). Any mask can be applied by
+    `rows` and `columns` in place. Where a unit has only parts of them (grouped convolutions), these methods begin with
+    a count for every weight (`plastic_jax.replacement.step_counts`). Any mask can be applied by
     `optax.tree.map_params(tx, lambda s, m: jnp.where(m, 0, s), state, mask)`: the counts then broadcast to the
     parameter's shape, one for every weight, and `update` goes on from there.
 
@@ -85,10 +85,10 @@ def adam(
     _check_in("eps", eps, 0, float("inf"))
 
     def init(params: optax.Params) -> AdamState:
-        def none(lines: Callable[[tuple[int, ...]], tuple[int, ...]]) -> optax.Updates:
-            return jax.tree.map(lambda p: jnp.zeros(lines(jnp.shape(p)), jnp.int32), params)
-
-        return AdamState(none(_rows), none(_columns), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+        rows, columns = (
+            jax.tree.map(lambda p, i=i: jnp.zeros(count_shapes(jnp.shape(p))[i], jnp.int32), params) for i in (0, 1)
+        )
+        return AdamState(rows, columns, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def step(rows: jax.Array, columns: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
         exact = jnp.promote_types(mu.dtype, jnp.float32)
@@ -114,17 +114,16 @@ def adam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with one entry for all weights along the last axis."""
-    return shape if len(shape) < 2 else (*shape[:-1], 1)
+def count_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the counts by row and by column of a parameter.
 
-
-def _columns(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with one entry for all weights along the longest axis before the last."""
+    A row is the weights along the last axis, a column those along the longest one of the others; that axis has size 1.
+    A parameter with less than two axes has a count for each entry in both.
+    """
     if len(shape) < 2:
-        return shape
+        return shape, shape
     longest = shape.index(max(shape[:-1]))
-    return (*shape[:longest], 1, *shape[longest + 1 :])
+    return (*shape[:-1], 1), (*shape[:longest], 1, *shape[longest + 1 :])
 
 
 def _seen(decay: Number, count: jax.Array, dtype: Any) -> jax.Array:
