@@ -48,8 +48,13 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def leaf_key(key: jax.Array, name: str) -> jax.Array:
-    """A key for the leaf called `name`: `fold_in(key, crc32(name))`. (Python's own hash differs between processes.)"""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    """A key for the leaf called `name`: `fold_in(key, name_number(name))`."""
+    return jax.random.fold_in(key, name_number(name))
+
+
+def name_number(name: str) -> int:
+    """The CRC-32 of a name, below 2^32. (Python's own hash differs between processes.)"""
+    return zlib.crc32(name.encode())
 
 
 def get_leaf(tree: PyTree, name: str) -> Any:

@@ -21,7 +21,7 @@ from plastic_jax.replacement.reset import (
     add_replaced,
     add_to_leaves,
     check_units,
-    draw_replacement,
+    choose_and_draw,
     forget_units,
     network_params,
     replace_units,
@@ -76,13 +76,13 @@ class _Averages(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step before anything is replaced: weights and gradients before it, weights after it, features, group keys."""
+    """A step before anything is replaced: weights and gradients before it, weights after it, features, its key."""
 
     params: Any
     new_params: Any
     gradients: Any
     features: Any
-    key: Callable[[str], jax.Array]
+    key: Callable[[], jax.Array]
 
 
 class _Seen(NamedTuple):
@@ -230,13 +230,13 @@ def continual_backprop(
         eligible = jnp.sum(age > maturity_threshold, dtype=jnp.int32)
         expected = expected_replacements(jnp.asarray(replacement_rate, dtype), eligible, group.width, count_units)
         most = jnp.minimum(eligible, bounds[name])
-        return _Seen(age, correction, *owed(count, state.accumulator[name], expected, most, step.key(name)))
+        return _Seen(age, correction, *owed(count, state.accumulator[name], expected, most, leaf_key(step.key(), name)))
 
     def measured(step: _Step, means: dict[str, jax.Array], lifetime: dict[str, jax.Array]) -> dict[str, Any]:
         """The measure of every unit's usefulness at this step."""
 
         def look_at(g: UnitGroup) -> UnitStats:
-            key = leaf_key(step.key(g.name), "measure")
+            key = leaf_key(leaf_key(step.key(), g.name), "measure")
             return unit_stats(g, step.new_params, step.features[g.name], means[g.name], key, axis_name)
 
         stats = {g.name: look_at(g) for g in units.groups}
@@ -279,15 +279,14 @@ def continual_backprop(
             utility, ranked = mix(old.utility, now), {n: ~jnp.isnan(y) for n, y in now.items()}
         return _Averages(utility, mean_activation, lifetime), finite, ranked
 
-    def choose(group: UnitGroup, seen: _Seen, ranking: jax.Array, step: _Step) -> Replacement:
-        """The eligible units of lowest rank, as many as are due, with fresh weights."""
+    def choose(age: jax.Array, due: jax.Array, ranking: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The eligible units of lowest rank, as many as are due."""
         # An infinite utility still ranks before the units that may not go: the young ones, and those of utility NaN.
-        may_go = (seen.age > maturity_threshold) & ~jnp.isnan(ranking)
+        may_go = (age > maturity_threshold) & ~jnp.isnan(ranking)
         ranking = jnp.where(may_go, jnp.nan_to_num(ranking), jnp.inf)
-        n = bounds[group.name]
+        n = min(max_replacements, len(age))
         index = jnp.argmin(ranking)[None] if n == 1 else jnp.argsort(ranking, stable=True)[:n]
-        index, valid = index.astype(jnp.int32), (jnp.arange(n) < seen.due) & may_go[index]
-        return draw_replacement(group, index, valid, step.key(group.name), initializers[group.name], step.new_params)
+        return index.astype(jnp.int32), (jnp.arange(n) < due) & may_go[index]
 
     def update(
         updates: Any,
@@ -308,9 +307,9 @@ def continual_backprop(
         now = (state.count if clock is None else clock) % utility_every == 0
         typed = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
 
-        def step_key(name: str) -> jax.Array:
+        def step_key() -> jax.Array:
             # Made anew in every branch that draws: handed in, it would be computed at every step.
-            return leaf_key(jax.random.fold_in(typed, state.count), name)
+            return jax.random.fold_in(typed, state.count)
 
         step = _Step(weights, new_weights, gradients, features, step_key)
         seen = {g.name: look(g, state, step) for g in units.groups}
@@ -329,10 +328,9 @@ def continual_backprop(
                 ranking = {n: jnp.where(ranked[n], new.utility[n] / s.correction, jnp.nan) for n, s in seen.items()}
             else:
                 ranking = measured(step, means, new.lifetime_absolute)
+            known = {n: (seen[n].age, jnp.where(counts, seen[n].due, 0), ranking[n]) for n in living}
             picks = {g.name: Replacement.of_none() for g in units.groups}
-            for g in live.groups:
-                pick = choose(g, seen[g.name], ranking[g.name], step)
-                picks[g.name] = pick._replace(valid=pick.valid & counts)
+            picks |= choose_and_draw(live.groups, choose, known, step.key(), initializers, step.new_params)
             gains = transferred_bias(live, picks, new_weights, means) if transfer_bias else {}
             return picks, gains, record(state.log, state.count, picks, {n: s.age for n, s in seen.items()}, ranking)
 

@@ -7,18 +7,20 @@ that writes the new weights: no weight is read or written once more than without
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from plastic_jax.paths import get_leaf, leaf_key, leaf_names, set_leaves
-from plastic_jax.replacement.initializers import UnitInitializer
+from plastic_jax.paths import get_leaf, leaf_names, name_number, named_leaves, set_leaves
+from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
 _ROWS_ONE_BY_ONE = 8  # for more fresh rows, a gather by unit is smaller than a choice for each of them
+_LOOP_FROM = 4  # for fewer groups that are alike, a loop costs the step more time than it saves the compiler
 
 
 class Replacement(NamedTuple):
@@ -94,13 +96,75 @@ def draw_replacement(
 
     Where a kernel makes each copy of a unit with weights of its own, every copy gets a draw of its own.
     """
-    fresh = {
-        s.name: initializer(
-            leaf_key(key, s.name), index.shape[0] * s.copies, s.fan, group.width, get_leaf(params, s.path).dtype
-        ).reshape(index.shape[0], s.copies * s.fan)
-        for s in group.incoming_kernels
-    }
-    return Replacement(index, valid, fresh)
+    numbers = [name_number(s.name) for s in group.incoming_kernels]
+    return Replacement(index, valid, _named(group, _draw(group, len(index), key, numbers, initializer, params)))
+
+
+def choose_and_draw(
+    groups: Sequence[UnitGroup],
+    choose: Callable[..., tuple[jax.Array, jax.Array]],
+    known: Mapping[str, tuple[jax.Array, ...]],
+    key: jax.Array,
+    initializers: Mapping[str, UnitInitializer],
+    params: Any,
+) -> dict[str, Replacement]:
+    """The units of every group that go, with fresh weights as `draw_replacement` gives them.
+
+    The layers of a deep network are much alike. For those that differ in their numbers alone one program is compiled,
+    which loops over them; else most of the time to compile a step would go into random numbers.
+
+    Args:
+        groups: the groups.
+        choose: `choose(*known) -> (index, valid)`, as in `Replacement`.
+        known: by group name, what `choose` is given.
+        key: the step's key; each group's is made from its own name.
+        initializers: by group name.
+        params: the model's parameters.
+    """
+    kinds: dict[Any, list[UnitGroup]] = {}
+    for g in groups:
+        kernels = tuple((s.copies, s.fan, get_leaf(params, s.path).dtype) for s in g.incoming_kernels)
+        numbers = tuple((x.shape, x.dtype) for x in known[g.name])
+        law = initializers[g.name]
+        same = law if isinstance(law, Initializer) else id(law)
+        kinds.setdefault((g.width, kernels, numbers, same), []).append(g)
+
+    def some(first: UnitGroup, name: Any, kernels: Any, known: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+        index, valid = choose(*known)
+        key_of_group = jax.random.fold_in(key, name)
+        return index, valid, _draw(first, len(index), key_of_group, kernels, initializers[first.name], params)
+
+    found: dict[str, Replacement] = {}
+    for alike in kinds.values():
+        first = alike[0]
+        names = np.array([name_number(g.name) for g in alike], np.uint32)
+        kernels = np.array([[name_number(s.name) for s in g.incoming_kernels] for g in alike], np.uint32)
+        theirs = [known[g.name] for g in alike]
+        if len(alike) < _LOOP_FROM:
+            drawn = [some(first, *each) for each in zip(names, kernels, theirs, strict=True)]
+        else:
+            each = names, kernels, jax.tree.map(lambda *x: jnp.stack(x), *theirs)
+            stacked = jax.lax.map(lambda x, first=first: some(first, *x), each)
+            drawn = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(alike))]
+        for g, (index, valid, rows) in zip(alike, drawn, strict=True):
+            found[g.name] = Replacement(index, valid, _named(g, rows))
+    return found
+
+
+def _draw(
+    group: UnitGroup, n: int, key: jax.Array, numbers: Sequence[Any], initializer: UnitInitializer, params: Any
+) -> list[jax.Array]:
+    """Fresh rows of `n` units for every incoming kernel, each drawn with the key of its number."""
+    return [
+        initializer(
+            jax.random.fold_in(key, number), n * s.copies, s.fan, group.width, get_leaf(params, s.path).dtype
+        ).reshape(n, s.copies * s.fan)
+        for s, number in zip(group.incoming_kernels, numbers, strict=True)
+    ]
+
+
+def _named(group: UnitGroup, rows: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    return {s.name: own for s, own in zip(group.incoming_kernels, rows, strict=True)}
 
 
 def replace_units(
@@ -126,9 +190,10 @@ def replace_units(
         inner_state: its state after them.
         reset_state: whether its statistics of replaced units start afresh.
     """
-    updates = reset_updates(units, replacements, params, updates)
+    edits = _edits(units, replacements, network_params(params))
+    updates = _edited(edits, params, updates)
     if reset_state:
-        masks = reset_mask(units, replacements, params)
+        masks = _mask(edits, network_params(params))
         inner_state = reset_inner_state(inner, inner_state, optax.apply_updates(params, updates), masks)
         inner_state = forget_units(inner_state, {g.name: replacements[g.name].mask(g.width) for g in units.groups})
     return updates, inner_state
@@ -166,19 +231,13 @@ def reset_updates(units: UnitGraph, replacements: Mapping[str, Replacement], par
     the update is `target - params` there. A weight that leaves one replaced unit and enters another is redrawn.
     Of `optax.LookaheadParams` the fast and the slow weights are replaced alike.
     """
-    if isinstance(params, optax.LookaheadParams):
-        both = zip(params, updates, strict=True)
-        return optax.LookaheadParams(*(reset_updates(units, replacements, p, u) for p, u in both))
-    edits = _edits(units, replacements, params)
-    return _edit(edits, lambda mask, value, update, param: jnp.where(mask, value - param, update), updates, params)
+    return _edited(_edits(units, replacements, network_params(params)), params, updates)
 
 
 def reset_mask(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> Any:
     """Per parameter, bool of its shape: which entries belong to a replaced unit."""
     params = network_params(params)
-    edits = _edits(units, replacements, params)
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-    return _edit(edits, lambda mask, value, sofar: sofar | mask, blank)
+    return _mask(_edits(units, replacements, params), params)
 
 
 def network_params(params: Any) -> Any:
@@ -320,15 +379,15 @@ def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], 
 def _edits(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> dict[str, list[_Edit]]:
     """Edits by parameter, in the order in which they apply: all zeros first, so that a redraw wins."""
     edits: dict[str, list[_Edit]] = {}
+    shapes = {name: jnp.shape(leaf) for name, leaf in named_leaves(params)}
     going = [(group, replacements[group.name]) for group in units.groups if replacements[group.name].index.size]
     for group, replacement in going:
         mask = replacement.mask(group.width)
         for s in group.outgoing:
-            edits.setdefault(s.path, []).append(_Edit(s.spread(mask, get_leaf(params, s.path).shape), 0.0))
+            edits.setdefault(s.path, []).append(_Edit(s.spread(mask, shapes[s.path]), 0.0))
     for group, replacement in going:
         for s in group.incoming:
-            shape = get_leaf(params, s.path).shape
-            edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shape))
+            edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shapes[s.path]))
     return edits
 
 
@@ -342,6 +401,17 @@ def _incoming_edits(s: Slice, replacement: Replacement, width: int, shape: tuple
         by_unit = rows[jnp.argmax(masks, axis=0)]
         return [_Edit(s.spread(jnp.any(masks, axis=0), shape), s.spread(by_unit, shape, (*s.unit_dims, *own)))]
     return [_Edit(s.spread(masks[i], shape), s.spread(rows[i], shape, own)) for i in range(len(rows))]
+
+
+def _edited(edits: dict[str, list[_Edit]], params: Any, updates: Any) -> Any:
+    if isinstance(params, optax.LookaheadParams):
+        return optax.LookaheadParams(*(_edited(edits, *pair) for pair in zip(params, updates, strict=True)))
+    return _edit(edits, lambda mask, value, update, param: jnp.where(mask, value - param, update), updates, params)
+
+
+def _mask(edits: dict[str, list[_Edit]], params: Any) -> Any:
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    return _edit(edits, lambda mask, value, sofar: sofar | mask, blank)
 
 
 def _edit(edits: dict[str, list[_Edit]], choose: Callable[..., jax.Array], tree: Any, *rest: Any) -> Any:

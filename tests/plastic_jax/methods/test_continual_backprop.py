@@ -138,6 +138,19 @@ def test_seldom_measurement_and_rare_replacement_stay_branches_under_vmap():
     assert not {"random_bits", "argmin", "sort"} & set(outside)
 
 
+def test_the_program_that_draws_does_not_grow_with_the_depth():
+    def draws(depth):
+        network = MLP(widths=(4,) * depth, outputs=2)
+        params = network.init(jax.random.key(0), X)
+        units = trace_units(network.apply, params, X)
+        tx, features = make(units=units, initializer="kaiming_uniform"), units.apply(params, X)[1]
+        program = jax.make_jaxpr(lambda state: tx.update(params, state, params, features=features))(tx.init(params))
+        (rare,) = [e for e in program.eqns if e.primitive.name == "cond" and "random_bits" in str(e)]
+        return str(rare).count("random_bits"), str(rare).count("argmin")
+
+    assert draws(12) == draws(6) == (2, 2)  # the first layer's, and that of all others
+
+
 # -- how many units go, and when
 
 
@@ -525,7 +538,13 @@ def test_inner_statistics_of_a_replaced_unit_are_those_of_a_fresh_one(name):
     gone = optax.tree.map_params(
         inner, lambda old, m: old if gap(old) else m, alone, mask, transform_non_params=lambda _: False, is_leaf=gap
     )
-    expected = jax.tree.map(np.where, gone, inner.init(PARAMS), alone)
+
+    def fresh_where_all_are(gone, fresh, old):
+        """A statistic that weights share, with axes of size 1, is fresh where all of them are gone."""
+        shared = tuple(d for d, (n, m) in enumerate(zip(np.shape(old), np.shape(gone), strict=False)) if n != m)
+        return np.where(np.all(gone, axis=shared, keepdims=True), fresh, old)
+
+    expected = jax.tree.map(fresh_where_all_are, gone, inner.init(PARAMS), alone)
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     jax.tree.map(np.testing.assert_array_equal, untouched, alone)
 

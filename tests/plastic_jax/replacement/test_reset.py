@@ -8,10 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import Initializer, Slice, UnitGraph, UnitGroup, adam
+from plastic_jax import MLP, Initializer, Slice, UnitGraph, UnitGroup, adam, trace_units
+from plastic_jax.paths import leaf_key
+from plastic_jax.replacement.initializers import unit_initializer
 from plastic_jax.replacement.reset import (
     Replacement,
     check_units,
+    choose_and_draw,
     draw_replacement,
     just_replaced,
     reset_inner_state,
@@ -247,3 +250,19 @@ def test_counts_by_row_and_column_begin_again_for_the_weights_of_a_channel_and_f
     assert jax.tree.map(jnp.shape, reset) == jax.tree.map(jnp.shape, state)
     counts = jax.tree.map(lambda mask, *lines: jnp.minimum(*lines) + 0 * mask, mask, reset.rows, reset.columns)
     jax.tree.map(lambda n, m: np.testing.assert_array_equal(n, np.where(m, 0, 3)), counts, mask)
+
+
+@pytest.mark.parametrize("depth", [2, 6])
+def test_layers_that_are_alike_draw_what_each_draws_alone(depth):
+    """Five of the six layers after the first have the same shape, and a loop draws for them."""
+    network = MLP(widths=(5,) * (depth + 1), outputs=2)
+    params = network.init(jax.random.key(0), jnp.ones((1, 3)))
+    groups = trace_units(network.apply, params, jnp.ones((1, 3))).groups
+    laws = {g.name: unit_initializer("kaiming_uniform", g.activation) for g in groups}
+    goes = {g.name: (jnp.array([i % 5, 1]), jnp.array([True, i % 2 == 0])) for i, g in enumerate(groups)}
+    key = jax.random.key(7)
+    together = choose_and_draw(groups, lambda index, valid: (index, valid), goes, key, laws, params)
+    assert list(together) == [g.name for g in groups]
+    for g in groups:
+        alone = draw_replacement(g, *goes[g.name], leaf_key(key, g.name), laws[g.name], params)
+        jax.tree.map(np.testing.assert_array_equal, together[g.name], alone)
