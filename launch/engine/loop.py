@@ -128,9 +128,10 @@ def chunk_of_steps(
 
     A call of the program takes `program.stride` steps, of which `length` is a multiple.
     """
-    step = jax.vmap(program.step, in_axes=(0, 0, None, None))
-    probe = jax.vmap(program.probe, in_axes=(0, None, None))
-    evaluate = jax.vmap(program.evaluate, in_axes=(0, None, None))
+    over = _over_one_lane if program.bare and len(jax.tree.leaves(lanes)[0]) == 1 else jax.vmap
+    step = over(program.step, (0, 0, None, None))
+    probe = over(program.probe, (0, None, None))
+    evaluate = over(program.evaluate, (0, None, None))
 
     def body(state: tuple[Any, Metrics], clock: jax.Array) -> tuple[tuple[Any, Metrics], None]:
         lanes, sums = state
@@ -144,6 +145,19 @@ def chunk_of_steps(
     end = start + length
     lanes, after = _after(program, evaluate, lanes, end, data)
     return lanes, before | seen | after
+
+
+def _over_one_lane(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`jax.vmap` over lanes that are one, without an axis for it."""
+
+    def call(*args: Any) -> Any:
+        own = [
+            arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], function(*own))
+
+    return call
 
 
 def _before(program: Program, probe: Callable[..., Metrics], lanes: Any, clock: jax.Array, data: Any) -> Metrics:

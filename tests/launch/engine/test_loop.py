@@ -1,5 +1,7 @@
 """The loop against a plain Python loop, on a program that only counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,24 @@ def test_bins_average_what_a_plain_loop_observes_also_in_a_partial_bin(steps):
             np.testing.assert_allclose(carry.bins[name].sum[lane], total, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(carry.lanes["value"][lane], expected["value"], rtol=1e-6)
     assert (carry.lanes["steps"] == steps).all()
+
+
+def test_a_lane_without_an_axis_is_the_lane_among_others():
+    """Of a program that asks for it, a lane alone is computed without the axis; several share one as ever."""
+    shapes = set()
+
+    def step(carry, hyper, clock, data):
+        shapes.add("BatchTracer" in type(carry["value"]).__name__)
+        return _step(carry, hyper, clock, data)
+
+    program = dataclasses.replace(counting(), step=step, bare=True)
+    alone, mapped = ran(program, 60, lanes=slice(1, 2)), shapes.copy()
+    together = ran(program, 60)
+    assert (mapped, shapes) == ({False}, {False, True})
+    assert {leaf.shape for leaf in jax.tree.leaves(alone.lanes)} == {(1,)}
+    jax.tree.map(lambda one, all: np.testing.assert_allclose(one[0], all[1], rtol=1e-6), alone.lanes, together.lanes)
+    for name, mean in bins.means(alone.bins).items():
+        np.testing.assert_allclose(mean[0], bins.means(together.bins)[name][1], rtol=1e-5, err_msg=name)
 
 
 def test_probes_come_before_and_evaluations_after_their_step():
