@@ -49,8 +49,12 @@ def check(program):
     assert len(program.mlir_module_serialized) > 1000
 
 
-@pytest.mark.parametrize(("task", "method"), tiny.PAIRS)
+@pytest.mark.parametrize(("task", "method"), tiny.QUICK)
 def test_a_chunk_is_a_program_for_gpus_and_tpus(task, method, images):
+    is_a_program_for_gpus_and_tpus(task, method, images)
+
+
+def is_a_program_for_gpus_and_tpus(task, method, images):
     of = tiny.small(task, images)
     check(exported(of | {"network": ""} if METHODS[method].network else of, method))
 
