@@ -203,7 +203,6 @@ STARTING = """
     from pathlib import Path
     from launch.engine.stopping import Stopped, listening
     from tests.launch import tiny
-from tests.launch.tiny import HANG, wait_until
 
     if __name__ == "__main__":
         asked = tiny.experiment(seeds=(0, 1, 2, 3), lanes_per_batch=2, steps=2_000_000_000, bin=1_000_000, chunk=500)
