@@ -176,7 +176,7 @@ def test_in_bfloat16_only_contractions_are_and_what_is_kept_is_float32(name, dty
         output, after = output if mode else (output, {})
         return jnp.sum(output**2), (output, after)
 
-    closed, (grads, (output, after)) = jaxprs.trace(jax.grad(loss, has_aux=True), variables)
+    closed, (grads, (output, after)) = jax.make_jaxpr(jax.grad(loss, has_aux=True), return_shape=True)(variables)
     for kept in (variables, grads, after, output):
         assert {leaf.dtype for leaf in jax.tree.leaves(kept)} <= {jnp.dtype("float32")}
     contractions = [eqn for eqn in equations(closed) if eqn.primitive.name in jaxprs.CONTRACTIONS]
