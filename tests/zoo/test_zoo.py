@@ -62,36 +62,39 @@ def test_a_replaced_unit_contributes_nothing(name):
     params, rest = network.params, network.arguments
     graph = traced(name, network)
     isolated = [group for group in graph.groups if group.function_preserving]
-    units = {group.name: group.width // 2 for group in isolated}
     alone = dataclasses.replace(graph, groups=tuple(isolated))
+    for shift in range(3):  # a unit may be off on all of so few inputs; then another one goes
+        units = {group.name: (group.width // 2 + shift) % group.width for group in isolated}
 
-    def replaced(params):
-        picks = {
-            g.name: draw_replacement(
-                g,
-                jnp.array([units[g.name]], jnp.int32),
-                jnp.array([True]),
-                jax.random.key(1),
-                unit_initializer("kaiming_uniform", g.activation),
-                params,
-            )
-            for g in isolated
-        }
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.apply_updates(params, reset_updates(alone, picks, params, zeros))
+        def replaced(params, units=units):
+            picks = {
+                g.name: draw_replacement(
+                    g,
+                    jnp.array([units[g.name]], jnp.int32),
+                    jnp.array([True]),
+                    jax.random.key(1),
+                    unit_initializer("kaiming_uniform", g.activation),
+                    params,
+                )
+                for g in isolated
+            }
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            return optax.apply_updates(params, reset_updates(alone, picks, params, zeros))
 
-    def outputs(params, silent):
-        new = replaced(params)
-        every = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, silent, new)
-        values = jax.lax.map(lambda p: network.output(graph.apply(p, *rest)[0]), every)
-        return new, jnp.concatenate([leaf.reshape(3, -1) for leaf in jax.tree.leaves(values)], axis=1)
+        def outputs(params, silent):
+            new = replaced(params)
+            every = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, silent, new)
+            values = jax.lax.map(lambda p: network.output(graph.apply(p, *rest)[0]), every)
+            return new, jnp.concatenate([leaf.reshape(3, -1) for leaf in jax.tree.leaves(values)], axis=1)
 
-    silent = silenced(graph, params, units)
-    compiled = jax.jit(outputs).lower(params, silent).compile({"xla_backend_optimization_level": 0})
-    new, (plain, without, fresh) = compiled(params, silent)
-    assert np.isfinite(plain).all()
-    np.testing.assert_allclose(fresh, without, rtol=1e-5, atol=1e-5)
-    contributed = np.abs(without - plain).max() > 1e-4 * np.abs(plain).max()
+        silent = silenced(graph, params, units)
+        compiled = jax.jit(outputs).lower(params, silent).compile({"xla_backend_optimization_level": 0})
+        new, (plain, without, fresh) = compiled(params, silent)
+        assert np.isfinite(plain).all()
+        np.testing.assert_allclose(fresh, without, rtol=1e-5, atol=1e-5)
+        contributed = np.abs(without - plain).max() > 1e-4 * np.abs(plain).max()
+        if contributed or not isolated:
+            break
     assert contributed or not isolated
     for group in isolated:
         for s in group.incoming_kernels:
