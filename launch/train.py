@@ -155,7 +155,7 @@ def progress_bar(total: int) -> Iterator:
 
 
 def _tell_lost(runs: "dict[str, Run]") -> None:
-    """Say where the buffer of unit biographies was too small."""
+    """Say where the replacement log was too small."""
     for label, one in runs.items():
         lost = 0 if one.lives is None else int(one.lives["lost"].max())
         if lost:

@@ -24,7 +24,7 @@ PREFIX = "lives/"
 
 
 def gathered(arrays: Mapping[str, np.ndarray], ages: Sequence[int], start: int, stop: int) -> dict[str, np.ndarray]:
-    """What goes to disk, from a biography's arrays with lanes on the leading axis.
+    """What goes to disk, from a replacement log's arrays with lanes on the leading axis.
 
     Args:
         arrays: `rows` [lane, size, 5], `written` [lane], and by group `age/NAME` [lane, unit], the units' ages at the
