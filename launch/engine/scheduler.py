@@ -154,14 +154,14 @@ def _work_on(
     """Run a label's units that nobody else runs, and join them where they were the last."""
     number, shared = 0, jax.process_count() > 1
     for units in _side_by_side([u for u in launch.units(label) if only in (None, u.name)], label.devices.abreast):
-        if stop is not None and stop.signal:
-            raise Stopped(stop.signal)
         if not shared and only is None:  # several processes that share a batch must not look at what the first one does
             units = [unit for unit in units if not holder(label.checkpoints / unit.name / LOCK)]
         if not shared:  # as somebody else has left it by now
             units = [u for u in units if not (label.is_over() or ended(label.plan, u, label.checkpoints))]
         if not units:
             continue
+        if stop is not None and stop.signal:
+            raise Stopped(stop.signal)
         try:
             run_units(label.plan, units, Place(label.checkpoints, launch.policy), label.devices, stop, report, log)
             number += len(units)
@@ -211,7 +211,7 @@ def run_workers(
     By default there is one a core on CPUs, and none beside this one elsewhere.
 
     Raises:
-        Stopped: `stop` was requested.
+        Stopped: `stop` was requested, and something is left to do.
         InputError, StorageError: a unit cannot be run, or a checkpoint not be written; or workers were killed, or other
             processes have not come to their end.
     """
@@ -228,7 +228,7 @@ def run_workers(
         early = _run_processes(launch, wanted, stop or Stop(), report, log)
     else:
         work_through(launch, labels, None, stop, report, log)
-    if stop is not None and stop.signal:
+    if stop is not None and stop.signal and _number_left(launch, labels):
         raise Stopped(stop.signal)
     for label in labels:  # a worker may have been killed while it joined
         _join(launch, label, stop)
