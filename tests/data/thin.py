@@ -1,6 +1,6 @@
 """Cuts full recordings to their first steps, what a replay in float64 reads: `tests/data/methods/NAME.npz`.
 
-    python tests/data/thin.py ../shared/golden/methods/l2init_a.npz [more.npz ...] [--steps=40] [--keep="f64/final/*"]
+python tests/data/thin.py ../shared/golden/methods/l2init_a.npz [more.npz ...] [--steps=40] [--keep="f64/final/*"]
 """
 
 import argparse
