@@ -1,7 +1,7 @@
 # Needs only make and Python 3.11 or 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow lint types pytest bench docs clean
+.PHONY: help install demo test test-slow lint types pytest bench gpu-check docs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,6 +30,9 @@ test-slow: $(STAMP) ## kills, races, crash points, corruption: at most 20 minute
 
 bench: $(STAMP) ## steps per second on this machine
 	$(PY) -m launch.benchmark
+
+gpu-check: $(STAMP) ## in 8 minutes, all that a new accelerator has to show; OUT=DIR keeps it elsewhere
+	$(PY) -m launch.benchmark --accelerator --out=$(or $(OUT),runs/gpu-check)
 
 docs: $(STAMP) ## the documentation, a website in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

@@ -1,6 +1,9 @@
 """Measure how fast training is on one core, beside the published code, the memory's speed and the targets.
 
 python -m launch.benchmark [--out=DIR] [--only=GROUP,...] [--data_dir=D] [--repeats=3] [--quick] [--peer=PYTHON]
+python -m launch.benchmark --accelerator [--out=DIR] [--minutes=8] [--quick]
+
+The second form is `launch.benchmarks.accelerator`, all that a new accelerator has to show.
 
 On a CPU the groups for one core are measured, on an accelerator those of many lanes at once. The group `peers` runs PPO
 in turns with rejax's, for which PYTHON is the interpreter of an environment with rejax, for instance of
@@ -23,16 +26,19 @@ import jax
 import numpy as np
 from absl import flags
 
+from launch.benchmarks import accelerator
 from launch.benchmarks.device_rates import (
     CONVNET,
     PUBLISHED_LANE_STEPS,
     RESNET,
     Peaks,
+    batch,
     beside_peaks,
     device_peaks,
     device_table,
     dtype_of,
     moved_by_step,
+    step_gflop,
 )
 from launch.benchmarks.peaks import measured_peaks, memory_work
 from launch.benchmarks.peers import PEERS, measure_peers, peer_table
@@ -53,12 +59,10 @@ from launch.benchmarks.workloads import (
     workload,
 )
 from launch.cli import run_cli
-from launch.config.experiment import Plan
-from launch.engine.build import forward_multiplications, load_data
+from launch.engine.build import load_data
 from launch.engine.processes import enable_compilation_cache
 from launch.errors import InputError, unknown
 from launch.storage.machine import commit, machine, versions
-from tasks.base import Task
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -147,24 +151,12 @@ def measure_group(group: str, cases: list[Case], repeats: int, peaks: Peaks | No
             row |= _beside_floor(case, times[case.name][:, 0] / case.steps, seconds_per_byte)
         if group in CONVOLUTIONAL and case.method != STREAM:
             plan = plans[case.name]
-            row |= {"step_gflop": _operations(plan), "pictures": _batch(plan)}
+            row |= {"step_gflop": step_gflop(plan), "pictures": batch(plan)}
         if peaks is not None and group in PUBLISHED_LANE_STEPS and case.method != STREAM:
             plan = plans[case.name]
             row |= beside_peaks(row, peaks, dtype_of(plan), moved_by_step(plan, case.lanes))
         rows.append(row)
     return rows
-
-
-def _operations(plan: Plan) -> float:
-    """Arithmetic of a step, in 1e9: forward, and twice that backward; a multiply-add is two."""
-    forward = sum(forward_multiplications(plan, plan.jobs[0]).values())
-    return 2 * 3 * forward * _batch(plan) / 1e9
-
-
-def _batch(plan: Plan) -> int:
-    """Examples in a step of a stream."""
-    assert isinstance(plan.task, Task)
-    return plan.task.spec.batch
 
 
 def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
@@ -374,6 +366,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string("data_dir", None, "where MNIST is; random images where it is not found", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "measurements of every case", flag_values=values)
     flags.DEFINE_string("peer", None, f"Python with rejax, for the group {PEERS}", flag_values=values)
+    flags.DEFINE_bool("accelerator", False, "all that a new accelerator has to show instead", flag_values=values)
+    flags.DEFINE_float("minutes", 8, "how long --accelerator may take", flag_values=values)
     flags.DEFINE_bool("quick", False, "a moment of each, to see that everything runs", flag_values=values)
 
 
@@ -384,6 +378,10 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     if values.out is not None and Path(values.out).exists() and not Path(values.out).is_dir():
         raise InputError(f"--out: {values.out} is a file, not a folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
+    if values.accelerator:
+        shown = accelerator.check(values.minutes, values.out and Path(values.out), values.quick, say)
+        print(*(table.text() for table in accelerator.tables(shown)), sep="\n\n")
+        return
     found = benchmark(values.only, values.data_dir, values.repeats, values.quick, say, values.peer)
     print("\n".join(heading(found)), *(table.text() for table in tables(found)), sep="\n\n")
     if values.out is not None:
@@ -391,7 +389,8 @@ def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["NPROC"] = "1"  # read when the backend starts: one core
+    if not any(argument.lstrip("-").startswith("accelerator") for argument in sys.argv):
+        os.environ["NPROC"] = "1"  # read when the backend starts: one core
     enable_compilation_cache()
     define_flags()
     run_cli(main)

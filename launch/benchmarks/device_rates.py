@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from launch.benchmarks.timing import Spread, Table, often, spread, timed
 from launch.config.experiment import Plan
-from launch.engine.build import abstract_carry, job_program
+from launch.engine.build import abstract_carry, forward_multiplications, job_program
+from tasks.base import Task
 
 CONVNET, RESNET, PPO = "convnet_lanes", "resnet_lanes", "ppo_lanes"
 PUBLISHED_LANE_STEPS = {CONVNET: 30 * 5_000 * 3_000, RESNET: 30 * 1_050_000, PPO: 30 * 20_000_000}
@@ -98,6 +99,17 @@ _SHOWN = (
     ("over_floor", 1.0),
     ("published_hours", 1.0),
 )
+
+
+def step_gflop(plan: Plan) -> float:
+    """Arithmetic of a step, in 1e9: forward, and twice that backward; a multiply-add is two."""
+    return 2 * 3 * sum(forward_multiplications(plan, plan.jobs[0]).values()) * batch(plan) / 1e9
+
+
+def batch(plan: Plan) -> int:
+    """Examples in a step of a stream."""
+    assert isinstance(plan.task, Task)
+    return plan.task.spec.batch
 
 
 def dtype_of(plan: Plan) -> str:

@@ -79,6 +79,13 @@ RANDOM_PAIRS = _random_spec("continual_imagenet", "random_pairs", RandomPairs)
 RANDOM_INCREMENTS = _random_spec("incremental_cifar100", "random_increments", RandomIncrements)
 RANDOM_IMAGES = _random_spec(MNIST, "random_images", RandomImages)
 
+RANDOM_TASKS = {
+    MNIST: "launch.benchmarks.workloads:RANDOM_IMAGES",
+    "continual_imagenet": "launch.benchmarks.workloads:RANDOM_PAIRS",
+    "incremental_cifar100": "launch.benchmarks.workloads:RANDOM_INCREMENTS",
+}
+"""Tasks by name, as the same streams of random pictures, which need no data."""
+
 
 @functools.cache
 def _random_images(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,8 +145,7 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         return [Case(task, network, method, 1, max(int(steps * share), 1)) for method in methods]
 
     def pictures(task: str, network: str, steps: int) -> list[Case]:
-        task = f"launch.benchmarks.workloads:{task}"
-        return [Case(task, network, method, 1, 1 if quick else steps) for method in (BACKPROP, CBP, STREAM)]
+        return [Case(RANDOM_TASKS[task], network, m, 1, 1 if quick else steps) for m in (BACKPROP, CBP, STREAM)]
 
     def ant(preset: str, rollout: int, iterations: int) -> list[Case]:
         steps = rollout * (1 if quick else iterations)
@@ -151,9 +157,9 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         "mnist_3x2000": mnist(online, wide, 60, BACKPROP, CBP, CONTRIBUTION, STREAM),
         "batch_128_3x100": mnist(batch, small, 250, BACKPROP, CBP, STREAM),
         "batch_128_3x2000": mnist(batch, wide, 4, BACKPROP, CBP, STREAM),
-        "convnet": pictures("RANDOM_PAIRS", "convnet", 30),
-        "resnet_width_8": pictures("RANDOM_INCREMENTS", "resnet(width=8)", 5),
-        "resnet": pictures("RANDOM_INCREMENTS", "resnet", 1),
+        "convnet": pictures("continual_imagenet", "convnet", 30),
+        "resnet_width_8": pictures("incremental_cifar100", "resnet(width=8)", 5),
+        "resnet": pictures("incremental_cifar100", "resnet", 1),
         "ppo_published": ant("published", 2048, 10),
         "ppo_published_wide": ant("published_wide", 2048, 10),
         "ppo_accelerator": ant("accelerator", 65_536, 1),
@@ -166,13 +172,13 @@ def device_groups(quick: bool = False) -> dict[str, list[Case]]:
 
     def pictures(task: str, network: str, lanes: int, steps: int) -> list[Case]:
         n, steps = (2, 1) if quick else (lanes, steps)
-        return [Case(f"launch.benchmarks.workloads:{task}", network, method, n, steps) for method in methods]
+        return [Case(RANDOM_TASKS[task], network, method, n, steps) for method in methods]
 
     resnet = "resnet(width=2,dtype=bfloat16)" if quick else "resnet(dtype=bfloat16)"
     ant = [Case("ant", "", m, 2 if quick else 30, 2048 * (1 if quick else 10), "published_wide") for m in methods]
     return {
-        CONVNET: pictures("RANDOM_PAIRS", "convnet(width=2)" if quick else "convnet", 30, 300),
-        RESNET: pictures("RANDOM_INCREMENTS", resnet, 4, 25),
+        CONVNET: pictures("continual_imagenet", "convnet(width=2)" if quick else "convnet", 30, 300),
+        RESNET: pictures("incremental_cifar100", resnet, 4, 25),
         PPO: ant,
     }
 
@@ -189,7 +195,7 @@ def image_task(data_dir: str | None) -> tuple[str, str]:
     except InputError:
         if data_dir is not None:
             raise
-        return "launch.benchmarks.workloads:RANDOM_IMAGES", "random images of MNIST's shape, as no --data_dir was given"
+        return RANDOM_TASKS[MNIST], "random images of MNIST's shape, as no --data_dir was given"
     return task, "MNIST"
 
 

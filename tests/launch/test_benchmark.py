@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from launch import benchmark
+from launch.benchmarks.device_rates import step_gflop
 from launch.benchmarks.timing import Spread, Table, ratio, timed, traffic
 from launch.benchmarks.workloads import BACKPROP, CBP, CONTRIBUTION, LINEAR, REGRESSION, STREAM, Case, groups
 from launch.errors import InputError
@@ -143,7 +144,7 @@ def test_convolutional_cases_are_judged_by_the_published_rate_and_by_their_data(
 
 def test_operations_of_a_step_are_three_forward_passes():
     plan = Case("launch.benchmarks.workloads:RANDOM_PAIRS(batch=10)", "linear", BACKPROP, 1, 1).plan()
-    assert benchmark._operations(plan) == pytest.approx(2 * 3 * 10 * 3072 * 2 / 1e9)
+    assert step_gflop(plan) == pytest.approx(2 * 3 * 10 * 3072 * 2 / 1e9)
     arithmetic = benchmark._arithmetic(
         {
             "group": "convnet",
