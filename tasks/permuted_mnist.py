@@ -131,13 +131,12 @@ class PermutedMNIST(Task):
         pass_number, position = jnp.divmod(step, self._steps_per_pass)
 
         def redraw(_):
-            return self.permutation(state.key, task_number), self.order(state.key, task_number, pass_number)
+            return self._change(state.key, task_number), self.order(state.key, task_number, pass_number)
 
         old = (state.permutation, state.order)
         permutation, order = jax.lax.cond(position == 0, redraw, lambda old: old, old)
         index = jax.lax.dynamic_slice_in_dim(order, position * self.batch, self.batch)
-        x = _permuted(_rows(data.train_x, index), permutation)
-        y = _rows(data.train_y, index)
+        x, y = self._examples(data, index, permutation)
         return PermutedMNISTState(state.key, permutation, order), Batch(x, y, step == 0, jnp.zeros((), bool))
 
     def evaluations(
@@ -172,6 +171,16 @@ class PermutedMNIST(Task):
         task_number = clock // self.schedule.change_every
         index = self.order(state.key, task_number)[: self.fitted.probe_size]
         return {"": _permuted(_rows(data.train_x, index), self.permutation(state.key, task_number))}
+
+    def _change(self, key: jax.Array, task_number: jax.Array | int) -> jax.Array:
+        """What makes the task another one, as the state holds it."""
+        return self.permutation(key, task_number)
+
+    def _examples(
+        self, data: PermutedMNISTData, index: jax.Array, permutation: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Inputs and labels of training images `index`, as the task shows them."""
+        return _permuted(_rows(data.train_x, index), permutation), _rows(data.train_y, index)
 
     @property
     def _steps_per_pass(self) -> int:

@@ -35,6 +35,7 @@ METRICS: dict[str, MetricStyle] = {
     "squared_error": MetricStyle("squared error", "lower", least=0.0),
     "online_accuracy": MetricStyle("online accuracy (%)", "higher", 100.0),
     "test_accuracy": MetricStyle("test accuracy (%)", "higher", 100.0),
+    "train_accuracy": MetricStyle("accuracy on the training images (%)", "higher", 100.0),
     "test_accuracy_in_task": MetricStyle("test accuracy on the way (%)", "higher", 100.0),
     "validation_accuracy": MetricStyle("validation accuracy (%)", "higher", 100.0),
     "accuracy_newest_classes": MetricStyle("accuracy on the newest classes (%)", "higher", 100.0),

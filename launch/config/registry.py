@@ -126,6 +126,22 @@ TASKS: dict[str, TaskSpec] = {
             "MNIST digits with their pixels permuted anew for every task (batch 1)",
         ),
         TaskSpec(
+            "label_permuted_mnist",
+            "tasks.relabelled_mnist:RelabelledMNIST",
+            "mlp(widths=(100,100,100))",
+            1_000_000,
+            "MNIST digits, the classes named anew every 2,500 images (batch 1)",
+            {"change_every": 2500},
+        ),
+        TaskSpec(
+            "random_label_mnist",
+            "tasks.relabelled_mnist:RelabelledMNIST",
+            "mlp(widths=(100,100,100))",
+            1_500_000,
+            "1,200 MNIST digits under random labels, drawn anew and fitted again every 400 epochs (batch 16)",
+            {"labels": "random", "examples": 1200, "batch": 16, "change_every": 30_000},
+        ),
+        TaskSpec(
             "continual_imagenet",
             "tasks.continual_imagenet:ContinualImageNet",
             "convnet",

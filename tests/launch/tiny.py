@@ -29,6 +29,7 @@ TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
 SMALL = {
     "slowly_changing_regression": "change_every=20",
     "permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20",
+    "label_permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20",
     "continual_imagenet": "batch=8,epochs=4,evaluations_per_task=2,probe_size=5",
     "incremental_cifar100": "batch=18,classes_per_increment=1,increments=8,epochs=3,probe_size=5",
     "warm_start": "batch=20,epochs=8,probe_size=5",

@@ -54,7 +54,7 @@ def test_explain_shows_where_the_published_value_is_another():
     assert (
         lines[2]
         .strip()
-        .startswith("--preset=corrected|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
+        .startswith("--preset=corrected|short|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
     )
     assert lines[2].endswith("elsewhere 100")
 
