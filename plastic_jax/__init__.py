@@ -17,6 +17,7 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
+from plastic_jax.methods.swr import SWRState, swr
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
@@ -42,6 +43,7 @@ __all__ = [
     "RedoState",
     "ReplacementWarning",
     "ResNet",
+    "SWRState",
     "ShrinkAndPerturbState",
     "Slice",
     "Trainability",
@@ -61,6 +63,7 @@ __all__ = [
     "replacement_effect",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
+    "swr",
     "trace_units",
     "trainability",
     "weight_decay",

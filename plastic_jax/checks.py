@@ -52,6 +52,13 @@ def typed_key(method: str, key: Any) -> jax.Array:
     raise ValueError(f"{method}: key={key!r} is no random key; jax.random.key(0) is one")
 
 
+def check_like(what: str, tree: Any, params: Any) -> None:
+    """ValueError where a tree has not the structure of the parameters."""
+    got, wanted = jax.tree.structure(tree), jax.tree.structure(params)
+    if got != wanted:
+        raise ValueError(f"{what} must be a tree like the parameters, {wanted}, got {got}")
+
+
 def check_parts(method: str, units: Any, initializer: Any) -> None:
     """What a method that replaces units is made of: a unit graph, and an initializer of fresh weights.
 

@@ -142,6 +142,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("shrink_and_perturb", plastic_jax.shrink_and_perturb_at_boundary),
         ("weight_decay", plastic_jax.weight_decay),
         ("l2_init", plastic_jax.l2_init),
+        ("swr", plastic_jax.swr),
         ("adam", plastic_jax.adam),
     ],
 )

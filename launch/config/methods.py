@@ -203,6 +203,7 @@ METHODS: dict[str, MethodSpec] = {
         _method("published_shrink_and_perturb", "shrink_and_perturb"),
         _method("shrink_and_perturb_at_boundary", "shrink_and_perturb"),
         _method("continual_backprop", inner="l2", defaults={"weight_decay": 0.0}),
+        _method("swr"),
         _method("redo", inner="l2", defaults={"weight_decay": 0.0}),
         MethodSpec(
             "dropout",

@@ -24,6 +24,7 @@ _METHOD_COLOURS = {
     "dropout": "#999933",
     "l2_init": "#332288",
     "head_reset": "#882255",
+    "swr": "#44AA99",
 }
 _VARIANTS = {
     "standard": "backprop",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import typed_key
+from plastic_jax.checks import check_like, typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import Range, method
@@ -184,7 +184,7 @@ def shrink_and_perturb_at_boundary(
 
     def mix(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
         fresh = init(key)
-        _require_like("init", fresh, params)
+        check_like("init", fresh, params)
         return jax.tree.map(
             lambda u, p, f: (shrink * (p + u) + perturb * f - p).astype(u.dtype), updates, params, fresh
         )
@@ -256,14 +256,8 @@ def _centre_and_std(params: optax.Params) -> tuple[jax.Array, jax.Array]:
 def _stacked(initial_std: Any, params: optax.Params) -> jax.Array:
     if not jax.tree.leaves(params):  # what optax.tree.map_params asks for
         return jnp.zeros(0)
-    _require_like("initial_std", initial_std, params)
+    check_like("initial_std", initial_std, params)
     shapes = [jnp.shape(std) for std in jax.tree.leaves(initial_std)]
     if any(shapes):
         raise ValueError(f"initial_std must hold one number per leaf, got the shapes {shapes}")
     return jnp.array(jax.tree.leaves(initial_std))
-
-
-def _require_like(what: str, tree: Any, params: optax.Params) -> None:
-    got, wanted = jax.tree.structure(tree), jax.tree.structure(params)
-    if got != wanted:
-        raise ValueError(f"{what} must be a tree like the parameters, {wanted}, got {got}")

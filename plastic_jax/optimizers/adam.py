@@ -94,7 +94,7 @@ def adam(
         exact = jnp.promote_types(mu.dtype, jnp.float32)
         # The corrections of rows and columns are vectors; a matrix meets them in multiplications only.
         correct1, correct2 = (
-            jnp.maximum(*(1 / _seen(decay, count, exact) for count in (rows, columns))) for decay in (b1, b2)
+            jnp.maximum(*(1 / share_seen(decay, count, exact) for count in (rows, columns))) for decay in (b1, b2)
         )
         if bias_correction == "standard":
             direction = (mu * correct1) / (jnp.sqrt(nu * correct2) + eps)
@@ -126,8 +126,8 @@ def count_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ..
     return (*shape[:-1], 1), (*shape[:longest], 1, *shape[longest + 1 :])
 
 
-def _seen(decay: Number, count: jax.Array, dtype: Any) -> jax.Array:
-    """1 - decay^count, the share of a moment that comes from gradients, without cancellation at small counts."""
+def share_seen(decay: Number, count: jax.Array, dtype: Any) -> jax.Array:
+    """1 - decay^count: the share of a running average that comes from values seen, exact at small counts too."""
     if isinstance(decay, int | float) and decay > 0:
         # In double precision: rounding 0.999 to float32 alone would put 1 - decay off by 5e-5 of itself.
         return -jnp.expm1(count.astype(dtype) * math.log(decay))

@@ -1,8 +1,9 @@
-"""The one machine that replaces units: fresh incoming weights, zero outgoing weights, a fresh inner state.
+"""The one machine that replaces units and single weights: fresh weights, and a fresh inner state for them.
 
-A method says which units go (`Replacement`); this module turns that into edits of the updates and of the inner
-optimizer's state. Every edit is an elementwise choice on masks of the layer's width, which XLA fuses into the pass
-that writes the new weights: no weight is read or written once more than without replacement.
+A method says which units go (`Replacement`), or which weights (a mask); this module turns that into edits of the
+updates and of the inner optimizer's state. Every edit is an elementwise choice, of units on masks of the layer's width,
+which XLA fuses into the pass that writes the new weights: no weight is read or written once more than without
+replacement.
 """
 
 import dataclasses
@@ -191,11 +192,51 @@ def replace_units(
         reset_state: whether its statistics of replaced units start afresh.
     """
     edits = _edits(units, replacements, network_params(params))
+    updates, inner_state = _applied(inner, edits, params, updates, inner_state, reset_state)
+    if reset_state:
+        inner_state = forget_units(inner_state, {g.name: replacements[g.name].mask(g.width) for g in units.groups})
+    return updates, inner_state
+
+
+def replace_weights(
+    inner: optax.GradientTransformation,
+    masks: Any,
+    fresh: Any,
+    params: Any,
+    updates: Any,
+    inner_state: Any,
+    reset_state: bool,
+) -> tuple[Any, Any]:
+    """Updates and inner state of a step in which single weights become those of `fresh`.
+
+    An inner state that is to start afresh for single weights has been given to `count_every_weight` at the start.
+
+    Args:
+        inner: the inner optimizer.
+        masks: per parameter, bool that broadcasts to its shape: which weights go.
+        fresh: per parameter, values that broadcast to its shape.
+        params: the parameters before this step.
+        updates: the inner optimizer's updates.
+        inner_state: its state after them.
+        reset_state: whether its statistics of these weights are set to what its `init` gives for the fresh ones.
+    """
+    leaves = zip(named_leaves(network_params(params)), jax.tree.leaves(masks), jax.tree.leaves(fresh), strict=True)
+    edits = {name: [_Edit(mask, value.astype(leaf.dtype))] for (name, leaf), mask, value in leaves}
+    return _applied(inner, edits, params, updates, inner_state, reset_state)
+
+
+def _applied(
+    inner: optax.GradientTransformation,
+    edits: dict[str, list[_Edit]],
+    params: Any,
+    updates: Any,
+    inner_state: Any,
+    reset_state: bool,
+) -> tuple[Any, Any]:
     updates = _edited(edits, params, updates)
     if reset_state:
         masks = _mask(edits, network_params(params))
         inner_state = reset_inner_state(inner, inner_state, optax.apply_updates(params, updates), masks)
-        inner_state = forget_units(inner_state, {g.name: replacements[g.name].mask(g.width) for g in units.groups})
     return updates, inner_state
 
 

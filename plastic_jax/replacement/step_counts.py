@@ -1,7 +1,7 @@
-"""Gives weights step counts of their own where a unit owns only parts of the rows and columns that share one."""
+"""Gives weights step counts of their own where rows and columns that share one do not begin anew as a whole."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastic_jax.optimizers.adam import AdamState, count_shapes
-from plastic_jax.paths import get_leaf, leaf_names, set_leaves
+from plastic_jax.paths import get_leaf, leaf_names, named_leaves, set_leaves
 from plastic_jax.units.graph import Slice, UnitGraph
 
 
@@ -27,21 +27,31 @@ def count_by_weight(state: Any, units: UnitGraph, params: Any) -> Any:
         if path in known and _is_apart(units, path, jnp.shape(get_leaf(params, path)))
     ]
 
+    return _widened(state, apart) if apart else state
+
+
+def count_every_weight(state: Any) -> Any:
+    """The inner optimizer's first state, with a count for every weight: for methods that renew single weights."""
+    return _widened(state, None)
+
+
+def _widened(state: Any, paths: Collection[str] | None) -> Any:
+    """The state with counts of the parameter's shape for the parameters of these names; `None`: for all."""
+
     def is_adam(node: Any) -> bool:
         return isinstance(node, AdamState)
 
     def widen(node: Any) -> Any:
         if not is_adam(node):
             return node
-        names = set(leaf_names(node.mu)) & set(apart)
+        shapes = {name: jnp.shape(leaf) for name, leaf in named_leaves(node.mu) if paths is None or name in paths}
 
         def wide(counts: Any) -> Any:
-            shape = {name: jnp.shape(get_leaf(node.mu, name)) for name in names}
-            return set_leaves(counts, {n: jnp.broadcast_to(get_leaf(counts, n), shape[n]) for n in names})
+            return set_leaves(counts, {n: jnp.broadcast_to(get_leaf(counts, n), shape) for n, shape in shapes.items()})
 
         return node._replace(rows=wide(node.rows), columns=wide(node.columns))
 
-    return jax.tree.map(widen, state, is_leaf=is_adam) if apart else state
+    return jax.tree.map(widen, state, is_leaf=is_adam)
 
 
 def _is_apart(units: UnitGraph, path: str, shape: tuple[int, ...]) -> bool:

@@ -26,6 +26,7 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb_at_boundary,
 )
 from plastic_jax.methods.signature import static_args
+from plastic_jax.methods.swr import swr
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
 
@@ -195,6 +196,18 @@ METHODS = {
             shrink_and_perturb_at_boundary,
             lambda key: {"inner": optax.sgd(0.1), "shrink": 0.4, "perturb": 0.1, "init": fresh, "key": key},
             static_args(shrink_and_perturb_at_boundary),
+        ),
+    ),
+    "swr": Method(
+        lambda h, key: swr(
+            inner(h), factor=h["factor"], period=h["period"], decay_rate=h["decay"], init=fresh, key=key
+        ),
+        {"factor": 0.5, "period": 2, "decay": 0.5},
+        {"factor": 0.0},
+        (
+            swr,
+            lambda key: {"inner": optax.sgd(0.1), "factor": 0.5, "period": 1, "init": fresh, "key": key},
+            static_args(swr),
         ),
     ),
     "adam": Method(
