@@ -217,10 +217,14 @@ def _page(title: str, state: Table, verdicts: Sequence[str], sections: Sequence[
             *([f"<p>Not told: {html.escape(problem)}</p>"] * bool(problem)),
         ]
         if path:
-            data = base64.b64encode(path.read_bytes()).decode()
-            parts_of_it.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+            parts_of_it.append(image(name, path))
         parts_of_it.append(joined(found.tables, (), "html"))
     return PAGE.format(title=html.escape(title), body="\n".join(parts_of_it))
+
+
+def image(name: str, path: Path) -> str:
+    """A picture as a part of a page, its bytes in it."""
+    return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
 PAGE = """<!DOCTYPE html>
