@@ -18,6 +18,7 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb_at_boundary,
 )
 from plastic_jax.methods.swr import SWRState, swr
+from plastic_jax.methods.upgd import FeatureUPGDState, UPGDState, ada_upgd, feature_upgd, upgd
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
@@ -38,6 +39,7 @@ __all__ = [
     "ConvNet",
     "Diagnosis",
     "FeatureMeans",
+    "FeatureUPGDState",
     "Initializer",
     "L2InitState",
     "RedoState",
@@ -47,15 +49,18 @@ __all__ = [
     "ShrinkAndPerturbState",
     "Slice",
     "Trainability",
+    "UPGDState",
     "UnitGraph",
     "UnitGroup",
     "UnitInitializer",
     "UnitStats",
     "Utility",
+    "ada_upgd",
     "adam",
     "as_products",
     "continual_backprop",
     "diagnose",
+    "feature_upgd",
     "l2_init",
     "metrics",
     "published_shrink_and_perturb",
@@ -66,5 +71,6 @@ __all__ = [
     "swr",
     "trace_units",
     "trainability",
+    "upgd",
     "weight_decay",
 ]

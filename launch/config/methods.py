@@ -204,6 +204,15 @@ METHODS: dict[str, MethodSpec] = {
         _method("shrink_and_perturb_at_boundary", "shrink_and_perturb"),
         _method("continual_backprop", inner="l2", defaults={"weight_decay": 0.0}),
         _method("swr"),
+        _method("upgd"),
+        _method("feature_upgd", "upgd"),
+        MethodSpec(
+            "ada_upgd",
+            "AdaUPGD: UPGD around Adam, its gated part doubled",
+            "plastic_jax.methods.upgd:upgd",
+            fixed={"doubled": True},
+            defaults={"optimizer": "adam", "step_size": 1e-3},
+        ),
         _method("redo", inner="l2", defaults={"weight_decay": 0.0}),
         MethodSpec(
             "dropout",

@@ -25,8 +25,11 @@ _METHOD_COLOURS = {
     "l2_init": "#332288",
     "head_reset": "#882255",
     "swr": "#44AA99",
+    "upgd": "#AA4499",
 }
 _VARIANTS = {
+    "ada_upgd": "upgd",
+    "feature_upgd": "upgd",
     "standard": "backprop",
     "base": "backprop",
     "tuned_adam": "adam",

@@ -27,6 +27,7 @@ from plastic_jax.methods.shrink_and_perturb import (
 )
 from plastic_jax.methods.signature import static_args
 from plastic_jax.methods.swr import swr
+from plastic_jax.methods.upgd import feature_upgd, upgd
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
 
@@ -208,6 +209,30 @@ METHODS = {
             swr,
             lambda key: {"inner": optax.sgd(0.1), "factor": 0.5, "period": 1, "init": fresh, "key": key},
             static_args(swr),
+        ),
+    ),
+    "upgd": Method(
+        lambda h, key: upgd(
+            inner(h), step_size=h["step_size"], noise=h["noise"], decay_rate=h["decay"], weight_decay=0.1, key=key
+        ),
+        {"noise": 0.5, "decay": 0.9},
+        None,  # a weight of utility 0 has half of inner's step, whatever the numbers
+        (
+            upgd,
+            lambda key: {"inner": optax.sgd(0.1), "step_size": 0.1, "noise": 0.5, "key": key},
+            static_args(upgd),
+        ),
+    ),
+    "feature_upgd": Method(
+        lambda h, key: feature_upgd(
+            inner(h), UNITS, step_size=h["step_size"], noise=h["noise"], decay_rate=h["decay"], scope="local", key=key
+        ),
+        {"noise": 0.5, "decay": 0.9},
+        None,
+        (
+            feature_upgd,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "step_size": 0.1, "noise": 0.5, "key": key},
+            static_args(feature_upgd),
         ),
     ),
     "adam": Method(
