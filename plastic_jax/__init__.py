@@ -9,6 +9,7 @@ from plastic_jax.methods.continual_backprop import (
     ContinualBackpropState,
     continual_backprop,
 )
+from plastic_jax.methods.hare_and_tortoise import HareAndTortoiseState, hare_and_tortoise
 from plastic_jax.methods.l2_init import L2InitState, l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
 from plastic_jax.methods.shrink_and_perturb import (
@@ -40,6 +41,7 @@ __all__ = [
     "Diagnosis",
     "FeatureMeans",
     "FeatureUPGDState",
+    "HareAndTortoiseState",
     "Initializer",
     "L2InitState",
     "RedoState",
@@ -61,6 +63,7 @@ __all__ = [
     "continual_backprop",
     "diagnose",
     "feature_upgd",
+    "hare_and_tortoise",
     "l2_init",
     "metrics",
     "published_shrink_and_perturb",

@@ -204,6 +204,7 @@ METHODS: dict[str, MethodSpec] = {
         _method("shrink_and_perturb_at_boundary", "shrink_and_perturb"),
         _method("continual_backprop", inner="l2", defaults={"weight_decay": 0.0}),
         _method("swr"),
+        _method("hare_and_tortoise"),
         _method("upgd"),
         _method("feature_upgd", "upgd"),
         MethodSpec(

@@ -18,6 +18,7 @@ from flax import serialization
 
 from plastic_jax import MLP, Utility, methods, trace_units
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
+from plastic_jax.methods.hare_and_tortoise import hare_and_tortoise
 from plastic_jax.methods.l2_init import l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
 from plastic_jax.methods.shrink_and_perturb import (
@@ -233,6 +234,18 @@ METHODS = {
             feature_upgd,
             lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "step_size": 0.1, "noise": 0.5, "key": key},
             static_args(feature_upgd),
+        ),
+    ),
+    "hare_and_tortoise": Method(
+        lambda h, key: hare_and_tortoise(
+            inner(h), decay_rate=h["decay"], period=h["period"], offset=h["offset"], aliased=True
+        ),
+        {"decay": 0.5, "period": 3, "offset": 1},
+        {"period": 1000, "offset": 0},
+        (
+            hare_and_tortoise,
+            lambda key: {"inner": optax.sgd(0.1), "decay_rate": 0.5, "period": 1},
+            static_args(hare_and_tortoise),
         ),
     ),
     "adam": Method(
