@@ -53,7 +53,8 @@ def images(tmp_path_factory):
 def test_all_tasks_are_among_them():
     for pairs in (tiny.PAIRS, tiny.QUICK):
         assert {spec.make for spec in TASKS.values()} == {TASKS[name].make for name, _ in pairs}
-        assert {method for _, method in pairs} == set(METHODS)
+    assert {method for _, method in tiny.PAIRS} == set(METHODS)
+    assert {"continual_backprop", *EVENTFUL} - {"published_shrink_and_perturb"} <= {method for _, method in tiny.QUICK}
 
 
 @pytest.mark.parametrize(("task", "method"), tiny.QUICK)
