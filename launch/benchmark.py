@@ -48,6 +48,7 @@ from launch.benchmarks.workloads import (
     CBP,
     CONTRIBUTION,
     LINEAR,
+    METHODS_GROUP,
     MNIST,
     STREAM,
     WIDE,
@@ -56,6 +57,7 @@ from launch.benchmarks.workloads import (
     device_groups,
     groups,
     image_task,
+    method_groups,
     workload,
 )
 from launch.cli import run_cli
@@ -108,16 +110,16 @@ def benchmark(
         InputError: a group is unknown, `repeats` is not positive, `data_dir` holds no data, or `peer` no rejax.
     """
     names = [*groups(), *device_groups(), PEERS]
-    for name in only:
+    for name in (name for name in only if name != METHODS_GROUP):
         if name not in names:
-            raise unknown("--only", name, names)
+            raise unknown("--only", name, (*names, METHODS_GROUP))
     if repeats < 1:
         raise InputError(f"--repeats: {repeats} is not a positive number")
     if PEERS in only and peer is None:
         raise InputError(f"--only: {PEERS} needs --peer=PYTHON, the interpreter of an environment with rejax")
     fitting = groups() if jax.default_backend() == "cpu" else device_groups()
     chosen = [name for name in names if name in (only or fitting)]
-    shows_mnist = any(MNIST in case.task for name in chosen for case in groups().get(name, []))
+    shows_mnist = METHODS_GROUP in only or any(MNIST in case.task for name in chosen for case in groups().get(name, []))
     task, images = image_task(data_dir) if shows_mnist else (MNIST, "")
     found = _about(only, data_dir, repeats, quick) | {"images": images}
     say("the machine")
@@ -126,8 +128,9 @@ def benchmark(
     found["peaks"] = measured_peaks(WIDE_WEIGHTS // (10 if quick else 1), repeats, quick) if of_core else []
     found["device_peaks"] = device_peaks(repeats, quick) if many.keys() & chosen else None
     found["cases"] = []
-    cases = on_a_core | many
-    for name in (name for name in chosen if name != PEERS):
+    of_methods = method_groups(task, quick) if METHODS_GROUP in only else {}
+    cases = on_a_core | many | of_methods
+    for name in (*(name for name in chosen if name != PEERS), *of_methods):
         say(name)
         found["cases"] += measure_group(name, cases[name], repeats, found["device_peaks"])
     found["peers"] = []
@@ -168,7 +171,8 @@ def _case(group: str, case: Case, cases: list[Case], times: Times) -> Row:
     published = PUBLISHED.get(group, {}).get(case.method.partition("(")[0])
     if published:
         row |= {"published": published, "times_published": rate.median / published}
-    if BACKPROP in beside and case.method in (CBP, CONTRIBUTION):
+    compared = case.method in (CBP, CONTRIBUTION) or (group.startswith(METHODS_GROUP) and case.method != BACKPROP)
+    if BACKPROP in beside and compared:
         row["over_backprop"] = ratio(spent, times[beside[BACKPROP].name], clock=clock)
     if STREAM in beside and case.method != STREAM:
         row["stream_share"] = ratio(times[beside[STREAM].name], spent, clock=clock)
@@ -226,7 +230,7 @@ def targets(cases: Iterable[Row]) -> list[Row]:
             judge(f"{group}, {method}: the data's share of a step", case["stream_share"].median, most=MOST_STREAM_SHARE)
         if "over_floor" in case:
             judge(f"{group}, {method}: time over the floor", case["over_floor"].median, most=MOST_OVER_FLOOR)
-        if "over_backprop" in case and group not in ("regression", *PPO):
+        if "over_backprop" in case and group != "regression" and not group.startswith(("ppo", METHODS_GROUP)):
             online = group.startswith("mnist")
             most = MOST_OVER_COST_FLOOR * COST_FLOORS[method] if online else MOST_OVER_BACKPROP_IN_BATCHES
             judge(f"{group}, {method}: time over backprop's", case["over_backprop"].median, most=most)
@@ -256,7 +260,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         Table(
             "Lane-steps",
             ("case", "lanes", "per CPU-second", "per second", "times published", "over backprop", "stream, %"),
-            [_line(case) for case in found["cases"]],
+            [_line(case) for case in found["cases"] if not case["group"].startswith(METHODS_GROUP)],
             f"{note} MNIST cases: {found['images']}." if found["images"] else note,
         ),
         Table(
@@ -271,6 +275,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             convolutional,
             "Random pictures of the published numbers and shapes; augmentation is part of the ResNet's steps.",
         ),
+        _costs(found["cases"]),
         device_table(found["cases"], found.get("device_peaks")),
         Table(
             "The published figure of slowly-changing regression, extrapolated from the rates",
@@ -282,6 +287,19 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         Table("The machine", ("one core", "per CPU-second", "unit"), peaks),
     ]
     return [table for table in every if table.rows]
+
+
+def _costs(cases: Sequence[Row]) -> Table:
+    """Every method's time over backprop's."""
+    found = {(case["group"], case["method"]): case for case in cases if case["group"].startswith(METHODS_GROUP)}
+    sizes = list(dict.fromkeys(group for group, _ in found))
+    rows = []
+    for method in dict.fromkeys(name for _, name in found):
+        own = [found.get((size, method), {}) for size in sizes]
+        rows.append((method, *("1" if method == BACKPROP else str(each.get("over_backprop", "")) for each in own)))
+    head = ("method", *(size.removeprefix(f"{METHODS_GROUP}: ") for size in sizes))
+    note = "CPU time of a step, the stream's included, over backprop's; empty where the task or network is not for it."
+    return Table("Time over backprop's", head, rows, note)
 
 
 def _line(case: Row) -> tuple[str, ...]:
@@ -360,7 +378,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list(
         "only",
         [],
-        f"groups to measure: {', '.join([*groups(), *device_groups(), PEERS])}; by default all that fit the backend",
+        f"groups to measure: {', '.join([*groups(), *device_groups(), PEERS])}; by default all that fit the backend; "
+        f"{METHODS_GROUP}: every method beside backprop",
         flag_values=values,
     )
     flags.DEFINE_string("data_dir", None, "where MNIST is; random images where it is not found", flag_values=values)

@@ -13,6 +13,7 @@ import numpy as np
 
 from launch.benchmarks.device_rates import CONVNET, PPO, RESNET
 from launch.config.experiment import Experiment, Plan, lane_keys, resolve
+from launch.config.methods import METHODS
 from launch.config.presets import CORRECTED
 from launch.config.registry import TASKS, TaskSpec
 from launch.engine.build import hyper_arrays, job_program
@@ -29,6 +30,7 @@ from tasks.pictures import PictureData
 REGRESSION, MNIST = "slowly_changing_regression", "permuted_mnist"
 BACKPROP, CBP, CONTRIBUTION = "backprop", "continual_backprop", "continual_backprop(utility=contribution)"
 LINEAR, STREAM = "linear", "the stream alone"
+METHODS_GROUP = "methods"
 WIDE = (784, 2000, 2000, 2000, 10)
 WIDE_WEIGHTS = sum(a * b for a, b in itertools.pairwise(WIDE))
 
@@ -164,6 +166,33 @@ def groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
         "ppo_published_wide": ant("published_wide", 2048, 10),
         "ppo_accelerator": ant("accelerator", 65_536, 1),
     }
+
+
+def method_groups(images: str = MNIST, quick: bool = False) -> dict[str, list[Case]]:
+    """Every method of the registry at three sizes of a step, those left out that a task or its network is not for."""
+    small, share = "mlp(widths=(100,100,100))", 0.02 if quick else 1.0
+    sizes = {
+        "3x100, batch 1": (images, small, 5_000),
+        "3x100, batch 128": (_with(images, "batch=128"), small, 100),
+        "ConvNet, batch 100": ("launch.benchmarks.workloads:RANDOM_PAIRS", "convnet", 10),
+    }
+    return {
+        f"{METHODS_GROUP}: {name}": [
+            case
+            for method in (BACKPROP, *(each for each in METHODS if each != BACKPROP))
+            if _fits(case := Case(task, network, method, 1, max(int(steps * share), 1)))
+        ]
+        for name, (task, network, steps) in sizes.items()
+    }
+
+
+def _fits(case: Case) -> bool:
+    try:
+        plan = case.plan()
+        job_program(plan, plan.jobs[0])
+    except InputError:
+        return False
+    return True
 
 
 def device_groups(quick: bool = False) -> dict[str, list[Case]]:

@@ -167,3 +167,28 @@ def test_random_pictures_have_the_published_shapes(task):
     data = stream.load()
     assert data.train.dtype == np.uint8 and data.train.shape[1:] == ({"RANDOM_PAIRS": 600}.get(task, 500), 32, 32, 3)
     assert stream.schedule.change_every == {"RANDOM_PAIRS": 3000}.get(task, 25)
+
+
+def test_every_method_has_a_cost_where_it_fits(monkeypatch):
+    from launch.benchmarks import workloads
+    from launch.config.methods import METHODS
+
+    monkeypatch.setattr(workloads, "METHODS", {name: METHODS[name] for name in (BACKPROP, "l2", "head_reset")})
+    monkeypatch.setattr(workloads, "_fits", lambda case: case.method != "head_reset" or "PAIRS" in case.task)
+    found = workloads.method_groups("launch.benchmarks.workloads:RANDOM_IMAGES", quick=True)
+    assert [[case.method for case in cases] for cases in found.values()] == [
+        [BACKPROP, "l2"], [BACKPROP, "l2"], [BACKPROP, "l2", "head_reset"],
+    ]  # fmt: skip
+    assert [case.steps for case in next(iter(found.values()))] == [100, 100]
+    rows = [
+        {"group": group, "method": case.method, "over_backprop": Spread(1.5, 1.0, 2.0)}
+        for group, cases in found.items()
+        for case in cases
+    ]
+    table = benchmark._costs(rows)
+    assert table.head == ("method", "3x100, batch 1", "3x100, batch 128", "ConvNet, batch 100")
+    assert table.rows == [
+        (BACKPROP, "1", "1", "1"),
+        ("l2", *["1.5 [1, 2]"] * 3),
+        ("head_reset", "", "", "1.5 [1, 2]"),
+    ]
