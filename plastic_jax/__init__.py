@@ -9,6 +9,7 @@ from plastic_jax.methods.continual_backprop import (
     ContinualBackpropState,
     continual_backprop,
 )
+from plastic_jax.methods.dash import DASHState, dash
 from plastic_jax.methods.hare_and_tortoise import HareAndTortoiseState, hare_and_tortoise
 from plastic_jax.methods.l2_init import L2InitState, l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
@@ -38,6 +39,7 @@ __all__ = [
     "BatchNorm",
     "ContinualBackpropState",
     "ConvNet",
+    "DASHState",
     "Diagnosis",
     "FeatureMeans",
     "FeatureUPGDState",
@@ -61,6 +63,7 @@ __all__ = [
     "adam",
     "as_products",
     "continual_backprop",
+    "dash",
     "diagnose",
     "feature_upgd",
     "hare_and_tortoise",

@@ -143,6 +143,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("weight_decay", plastic_jax.weight_decay),
         ("l2_init", plastic_jax.l2_init),
         ("hare_and_tortoise", plastic_jax.hare_and_tortoise),
+        ("dash", plastic_jax.dash),
         ("swr", plastic_jax.swr),
         ("upgd", plastic_jax.upgd),
         ("upgd", plastic_jax.feature_upgd),

@@ -205,6 +205,7 @@ METHODS: dict[str, MethodSpec] = {
         _method("continual_backprop", inner="l2", defaults={"weight_decay": 0.0}),
         _method("swr"),
         _method("hare_and_tortoise"),
+        _method("dash"),
         _method("upgd"),
         _method("feature_upgd", "upgd"),
         MethodSpec(

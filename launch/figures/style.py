@@ -26,6 +26,7 @@ _METHOD_COLOURS = {
     "head_reset": "#882255",
     "swr": "#44AA99",
     "upgd": "#AA4499",
+    "dash": "#661100",
     "hare_and_tortoise": "#6699CC",
 }
 _VARIANTS = {

@@ -18,6 +18,7 @@ from flax import serialization
 
 from plastic_jax import MLP, Utility, methods, trace_units
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
+from plastic_jax.methods.dash import dash
 from plastic_jax.methods.hare_and_tortoise import hare_and_tortoise
 from plastic_jax.methods.l2_init import l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
@@ -247,6 +248,12 @@ METHODS = {
             lambda key: {"inner": optax.sgd(0.1), "decay_rate": 0.5, "period": 1},
             static_args(hare_and_tortoise),
         ),
+    ),
+    "dash": Method(
+        lambda h, key: dash(inner(h), rate=h["rate"], minimum=h["minimum"], batches=h["batches"]),
+        {"rate": 0.3, "minimum": 0.3, "batches": 2},
+        None,  # it has no number without which a boundary is no boundary
+        (dash, lambda key: {"inner": optax.sgd(0.1), "rate": 0.3, "batches": 1}, static_args(dash)),
     ),
     "adam": Method(
         lambda h, key: adam(h["step_size"], h["b1"]),
