@@ -23,7 +23,7 @@ from absl import flags
 import plastic_jax
 from launch import train
 from launch.config.experiment import resolve
-from launch.config.methods import METHODS, MethodSpec
+from launch.config.methods import METHODS, NETWORK_OPTIONS, MethodSpec
 from launch.config.registry import LEARNERS, TASKS
 from launch.config.signatures import read_fields
 from launch.config.syntax import parse_call, parse_methods
@@ -188,7 +188,7 @@ def settings_of(name):
     """The settings that a method, a task or a learner has, out of its source."""
     kind = KINDS[name]
     if isinstance(kind, MethodSpec):
-        return {*kind.settings, *(kind.signature.parameters if kind.signature else ())}
+        return {*kind.settings, *NETWORK_OPTIONS, *(kind.signature.parameters if kind.signature else ())}
     return set(read_fields(kind if isinstance(kind, str) else kind.code).defaults)
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch.config.hyperparameters import Hyperparameter, Option
-from launch.config.methods import METHODS, MethodSpec, find_method
+from launch.config.methods import METHODS, NETWORK_OPTIONS, MethodSpec, find_method
 from launch.config.presets import CORRECTED, PUBLISHED
 from launch.config.registry import LEARNERS, NETWORKS, TASKS, TaskSpec
 from launch.config.signatures import read_fields
 from launch.config.syntax import Call, parse_value
 from launch.errors import unknown
+
+_OF_NETWORKS = f"a method may have its own {' and '.join(NETWORK_OPTIONS)}: backprop(norm=layer_norm)"
 
 
 def everything() -> str:
@@ -20,7 +22,7 @@ def everything() -> str:
     lines += [f"  {s.name}{_aliases(s.aliases)}: {s.described}; network {s.network}" for s in TASKS.values()]
     lines += ["methods (--methods); --explain=NAME shows the settings"]
     lines += [f"  {s.name}: {s.described}{' (task-aware)' if s.task_aware else ''}" for s in METHODS.values()]
-    lines += ["networks (--network)", *[f"  {name}" for name in NETWORKS]]
+    lines += [f"networks (--network); {_OF_NETWORKS}", *[f"  {name}" for name in NETWORKS]]
     having = {name: [s.name for s in TASKS.values() if name in s.presets] for name in _preset_names(TASKS.values())}
     told = [n if n in (CORRECTED, PUBLISHED) else f"{n} ({', '.join(tasks)})" for n, tasks in having.items()]
     return "\n".join([*lines, f"presets (--preset): {', '.join(told)}"])

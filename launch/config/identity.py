@@ -4,6 +4,15 @@ import dataclasses
 import functools
 from typing import Any
 
+ADDED = {
+    "MLP": {"norm": "none"},
+    "LeCunMLP": {"norm": "none"},
+    "ActorCritic": {"norm": "none"},
+    "ConvNet": {"activation": "relu", "norm": "none"},
+    "ResNet": {"activation": "relu", "norm": "batch_norm"},
+}
+"""Fields that came later, by class, with the values at which they are not written: so earlier runs keep their text."""
+
 
 def text_of(value: Any) -> str:
     """A value as text without addresses: functions by module and name, dataclasses and modules by their fields."""
@@ -11,7 +20,9 @@ def text_of(value: Any) -> str:
         named = [f"{name}={text_of(each)}" for name, each in value.keywords.items()]
         return f"partial({', '.join([text_of(value.func), *map(text_of, value.args), *named])})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value) if f.init and f.name not in ("parent", "name")]
+        added = ADDED.get(type(value).__name__, {})
+        known = [f.name for f in dataclasses.fields(value) if f.init and f.name not in ("parent", "name")]
+        fields = [name for name in known if name not in added or getattr(value, name) != added[name]]
         return f"{type(value).__name__}({', '.join(f'{name}={text_of(getattr(value, name))}' for name in fields)})"
     if isinstance(value, tuple):
         return f"({', '.join(map(text_of, value))}{',' * (len(value) == 1)})"

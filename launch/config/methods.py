@@ -66,6 +66,7 @@ class MethodSpec:
         fresh_head: whether every task begins with a new output layer.
         dropout: whether the network is called with the number `dropout_rate`.
         network: the network it always has, or `None` for the run's.
+        network_options: settings of the network that it changes.
         source: where it comes from; where it is empty, the references of the factory's docstring.
         aliases: other names.
     """
@@ -81,6 +82,7 @@ class MethodSpec:
     fresh_head: bool = False
     dropout: bool = False
     network: str | None = None
+    network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -171,6 +173,13 @@ def _method(name: str, module: str = "", **fields: Any) -> MethodSpec:
     return MethodSpec(name, factory=f"plastic_jax.methods.{module or name}:{name}", **fields)
 
 
+def _architecture(name: str, summary: str, options: Mapping[str, Any], **fields: Any) -> MethodSpec:
+    """L2 on the run's network with other options; without decay where none is asked for."""
+    return MethodSpec(name, summary, inner="l2", defaults={"weight_decay": 0.0}, network_options=options, **fields)
+
+
+NETWORK_OPTIONS = ("activation", "norm")
+"""Settings of networks that every method may change for itself."""
 _DECAY = "plastic_jax.methods.weight_decay:weight_decay"
 _DOHARE = "Dohare et al., Nature 632, 2024"
 
@@ -227,6 +236,42 @@ METHODS: dict[str, MethodSpec] = {
             "head_reset", "L2, and a new output layer at every task change", inner="l2", fresh_head=True, source=_DOHARE
         ),
         MethodSpec("linear", "baseline: no hidden layer", network="linear", source=_DOHARE),
+        _architecture(
+            "layer_norm",
+            "layer normalisation before every activation, with L2",
+            {"norm": "layer_norm"},
+            source="Ba et al., 2016; Lyle et al., ICML 2023",
+        ),
+        _architecture(
+            "rms_norm",
+            "root-mean-square normalisation before every activation, with L2",
+            {"norm": "rms_norm"},
+            source="Zhang and Sennrich, NeurIPS 2019; Lyle et al., NeurIPS 2024",
+        ),
+        _architecture(
+            "crelu",
+            "concatenated ReLU: every unit is read as relu(z) and relu(-z)",
+            {"activation": "crelu"},
+            source="Shang et al., ICML 2016; Abbas et al., CoLLAs 2023",
+        ),
+        _architecture(
+            "deep_fourier_features",
+            "sine and cosine of half as many units in every layer",
+            {"activation": "deep_fourier"},
+            source="Lewandowski et al., ICLR 2025",
+        ),
+        _architecture(
+            "smooth_leaky_relu",
+            "leaky ReLU without a kink",
+            {"activation": "smooth_leaky_relu"},
+            source="arXiv 2509.22562, ICLR 2026",
+        ),
+        _architecture(
+            "rational",
+            "activations that are learned: a quotient of polynomials for every layer",
+            {"activation": "rational"},
+            source="Molina et al., ICLR 2020; Delfosse et al., ICLR 2024",
+        ),
         MethodSpec(
             "fresh_network",
             "control: a new network and optimizer at every task change",

@@ -1,30 +1,52 @@
 """Networks as flags name them: the published ones with their width and number format as settings."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 
 from launch.config.registry import NETWORKS, make
 from launch.config.signatures import imported
 from launch.config.syntax import Call
 from launch.errors import InputError, unknown
-from plastic_jax.networks import ACTIVATIONS, MLP, ActorCritic, ConvNet, ResNet
+from plastic_jax.networks import ACTIVATIONS, MLP, NORMS, ActorCritic, ConvNet, ResNet
+from plastic_jax.networks.layers import TWO_FEATURES
 
 DTYPES = ("float32", "bfloat16")
 
 
-def convnet(outputs: int, width: int = 32, dtype: str = "float32") -> ConvNet:
+def convnet(
+    outputs: int, width: int = 32, dtype: str = "float32", activation: str = "relu", norm: str = "none"
+) -> ConvNet:
     """The network of Continual ImageNet; `width` channels first, then 2 and 4 times as many, as are dense units."""
     _check_width("convnet", width)
-    return ConvNet(outputs, (width, 2 * width, 4 * width), (5, 3, 3), (4 * width, 4 * width), _dtype(dtype))
+    channels, widths = (width, 2 * width, 4 * width), (4 * width, 4 * width)
+    return ConvNet(outputs, channels, (5, 3, 3), widths, _dtype(dtype), activation, norm)
 
 
-def resnet(outputs: int, width: int = 64, dtype: str = "float32") -> ResNet:
+def resnet(
+    outputs: int, width: int = 64, dtype: str = "float32", activation: str = "relu", norm: str = "batch_norm"
+) -> ResNet:
     """ResNet-18 for small pictures; `width` channels in the first stage, twice as many in each that follows."""
     _check_width("resnet", width)
-    return ResNet(outputs, (width, 2 * width, 4 * width, 8 * width), dtype=_dtype(dtype))
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return ResNet(outputs, widths, dtype=_dtype(dtype), activation=activation, norm=norm)
 
 
-def find_network(call: Call, outputs: int) -> nn.Module:
-    """The network of that name, or one's own Flax module, with that many outputs."""
+def find_network(call: Call, outputs: int, changed: Mapping[str, Mapping[str, Any]] | None = None) -> nn.Module:
+    """The network of that name, or one's own Flax module, with that many outputs.
+
+    Args:
+        call: name and settings.
+        outputs: number of outputs.
+        changed: settings that a method changes, by the method's label.
+    """
+    if changed and any(changed.values()):
+        ((label, options),) = changed.items()
+        try:
+            return find_network(Call(call.name, {**call.settings, **options}), outputs)
+        except InputError as error:
+            raise InputError(f"--methods: {label}, which changes the network: {error}") from None
     code, fixed = (call.name, {}) if ":" in call.name else NETWORKS.get(call.name, ("", {}))
     if not code:
         raise unknown("--network", call.name, NETWORKS)
@@ -32,15 +54,15 @@ def find_network(call: Call, outputs: int) -> nn.Module:
     if not callable(factory):
         raise InputError(f"--network: {call.name} is a {type(factory).__name__}, not a flax.linen.Module")
     if isinstance(factory, nn.Module):
-        return factory
+        return make("--network", call.name, factory.clone, call.settings)
     if "outputs" in call.settings:
         raise InputError(f"--network: outputs={call.settings['outputs']} is for the task to say; leave it out")
     network = make("--network", call.name, factory, {"outputs": outputs, **fixed, **call.settings})
     if not isinstance(network, nn.Module):
         raise InputError(f"--network: {call.name} gives a {type(network).__name__}, not a flax.linen.Module")
+    if isinstance(network, MLP | ActorCritic | ConvNet | ResNet):
+        _check_options(network)
     if isinstance(network, MLP | ActorCritic):
-        if network.activation not in list(ACTIVATIONS):
-            raise unknown("--network: activation", str(network.activation), ACTIVATIONS)
         widths = network.widths if isinstance(network.widths, tuple) else (network.widths,)
         if not all(isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in widths):
             raise InputError(
@@ -48,6 +70,14 @@ def find_network(call: Call, outputs: int) -> nn.Module:
             )
         network = network.clone(widths=widths)
     return network
+
+
+def _check_options(network: nn.Module) -> None:
+    residual = isinstance(network, ResNet)
+    activations = [name for name in ACTIVATIONS if not (residual and name in TWO_FEATURES)]
+    for name, allowed in (("activation", activations), ("norm", [*["batch_norm"] * residual, *NORMS])):
+        if getattr(network, name) not in allowed:
+            raise unknown(f"--network: {name}", str(getattr(network, name)), allowed)
 
 
 def _check_width(name: str, width: int) -> None:

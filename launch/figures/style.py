@@ -28,6 +28,11 @@ _METHOD_COLOURS = {
     "upgd": "#AA4499",
     "dash": "#661100",
     "hare_and_tortoise": "#6699CC",
+    "layer_norm": "#117733",
+    "crelu": "#661100",
+    "deep_fourier_features": "#3377AA",
+    "smooth_leaky_relu": "#CC6677",
+    "rational": "#DDAA33",
 }
 _VARIANTS = {
     "ada_upgd": "upgd",
@@ -38,6 +43,7 @@ _VARIANTS = {
     "published_shrink_and_perturb": "shrink_and_perturb",
     "shrink_and_perturb_at_boundary": "shrink_and_perturb",
     "decoupled_weight_decay": "weight_decay",
+    "rms_norm": "layer_norm",
 }
 _OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#6699CC", "#661100", "#117733", "#DDAA33")
 BASELINES = {"fresh_network": ("#555555", (0, (5, 2))), "linear": ("#111111", (0, (1, 1.5)))}

@@ -16,6 +16,7 @@ class ActorCritic(nn.Module):
         outputs: number of actions.
         widths: units per hidden layer, of both.
         activation: one of `ACTIVATIONS`.
+        norm: of the pre-activations, one of `NORMS`.
 
     Input `[batch, observation_size]`; output `(m, s, v)` of shapes `[batch, outputs]`, `[outputs]` and `[batch]`.
     """
@@ -23,10 +24,11 @@ class ActorCritic(nn.Module):
     outputs: int
     widths: tuple[int, ...] = (256, 256)
     activation: str = "relu"
+    norm: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        mean = LeCunMLP(self.widths, self.outputs, self.activation, name="policy")(x)
-        value = LeCunMLP(self.widths, 1, self.activation, name="value")(x)
+        mean = LeCunMLP(self.widths, self.outputs, self.activation, self.norm, name="policy")(x)
+        value = LeCunMLP(self.widths, 1, self.activation, self.norm, name="value")(x)
         log_std = self.param("log_std", nn.initializers.zeros, (self.outputs,))
         return mean, log_std, value[:, 0]

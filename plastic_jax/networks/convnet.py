@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plastic_jax.networks.layers import dropped, torch_uniform
+from plastic_jax.networks.layers import activated, dropped, torch_uniform, units_in
 
 
 class ConvNet(nn.Module):
@@ -25,9 +25,12 @@ class ConvNet(nn.Module):
         widths: units per hidden dense layer.
         dtype: of the arithmetic, with parameters in float32; `None` for that of inputs and parameters. Outputs are
             float32 at least.
+        activation: one of `ACTIVATIONS`, in place of relu; with `deep_fourier`, `channels` and `widths` count features,
+            two for each unit.
+        norm: of the pre-activations, one of `NORMS`.
 
     Input `[batch, height, width, channels]`; output `[batch, outputs]`. Parameters: `Conv_0`, ..., `Dense_0`, ...
-    With a `dropout_rate` (0-d) every unit of the hidden dense layers is dropped with that probability (`dropped`).
+    With a `dropout_rate` (0-d) every feature of the hidden dense layers is dropped with that probability (`dropped`).
     """
 
     outputs: int = 2
@@ -35,6 +38,8 @@ class ConvNet(nn.Module):
     kernel_sizes: tuple[int, ...] = (5, 3, 3)
     widths: tuple[int, ...] = (128, 128)
     dtype: Any = None
+    activation: str = "relu"
+    norm: str = "none"
 
     @property
     def head(self) -> str:
@@ -45,11 +50,14 @@ class ConvNet(nn.Module):
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         for i, (channels, size) in enumerate(zip(self.channels, self.kernel_sizes, strict=True)):
             init = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(size * size * x.shape[-1]))
-            conv = nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name=f"Conv_{i}", **init)
-            x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
+            units = units_in(channels, self.activation)
+            conv = nn.Conv(units, (size, size), padding="VALID", dtype=self.dtype, name=f"Conv_{i}", **init)
+            x = nn.max_pool(activated(conv(x), self.activation, self.norm), (2, 2), strides=(2, 2))
         x = jnp.reshape(x, (x.shape[0], -1))
-        for i, width in enumerate((*self.widths, self.outputs)):
+        widths = [units_in(width, self.activation) for width in self.widths]
+        for i, width in enumerate((*widths, self.outputs)):
             init = dict.fromkeys(("kernel_init", "bias_init"), torch_uniform(x.shape[-1]))
             x = nn.Dense(width, dtype=self.dtype, name=f"Dense_{i}", **init)(x)
-            x = dropped(self, nn.relu(x), dropout_rate) if i < len(self.widths) else x
+            if i < len(widths):
+                x = dropped(self, activated(x, self.activation, self.norm), dropout_rate)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))

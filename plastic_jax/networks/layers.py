@@ -1,4 +1,4 @@
-"""Parts that the networks share: activations, initializers of kernels, dropout, batch normalisation."""
+"""Parts that the networks share: activations, norms, initializers of kernels, dropout, batch normalisation."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,58 @@ import jax
 import jax.numpy as jnp
 
 from plastic_jax.replacement.initializers import gain
+from plastic_jax.units.activation import RATIONAL_DENOMINATOR, RATIONAL_NUMERATOR
+
+
+def smooth_leaky_relu(x: jax.Array) -> jax.Array:
+    """`a z + (1 - a) z sigmoid(c z / p)`, `a = 0.1`, `p = 3`, `c = 5`: slopes 0.1 and 1, without a kink.
+
+    "Activation function design sustains plasticity in continual learning", ICLR 2026 (arXiv 2509.22562).
+    """
+    return 0.1 * x + 0.9 * x * nn.sigmoid(x * (5 / 3))
+
+
+def crelu(x: jax.Array) -> jax.Array:
+    """`[relu(z), relu(-z)]`, side by side on the last axis: every unit has two features, of which one is positive.
+
+    Shang et al., ICML 2016; for plasticity Abbas et al., CoLLAs 2023.
+    """
+    return jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
+
+
+def deep_fourier(x: jax.Array) -> jax.Array:
+    """`[sin(z), cos(z)]`, side by side on the last axis: of the two slopes of a unit never both are 0.
+
+    Lewandowski, Schuurmans and Machado, "Plastic learning with deep Fourier features", ICLR 2025.
+    """
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
+
+
+class Rational(nn.Module):
+    """`P(z) / (1 + |Q(z)|)` with learned polynomials of degrees 5 and 4, one pair for the whole layer.
+
+    At first the published fit of leaky ReLU (slope 0.01) on [-3, 3], whose greatest error there is 0.034, at 0.
+    Delfosse et al., "Adaptive rational activations to boost deep reinforcement learning", ICLR 2024, version B of their
+    code; Molina et al., ICLR 2020.
+
+    Parameters: `numerator` `[6]`, from the constant on, and `denominator` `[4]`, from the linear term on.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first = (RATIONAL_NUMERATOR, RATIONAL_DENOMINATOR)
+        p, q = (
+            self.param(name, lambda _, values=values: jnp.asarray(values, jnp.float32)).astype(x.dtype)
+            for name, values in zip(("numerator", "denominator"), first, strict=True)
+        )
+        return rational(x, p, q)
+
+
+@jax.jit
+def rational(x: jax.Array, numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """`P(x) / (1 + |Q(x)|)`; by this function's name `trace_units` knows the activation, whose numbers are learned."""
+    return jnp.polyval(numerator[::-1], x) / (1 + jnp.abs(x * jnp.polyval(denominator[::-1], x)))
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -16,7 +68,38 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": nn.leaky_relu,
     "elu": nn.elu,
     "swish": nn.swish,
+    "smooth_leaky_relu": smooth_leaky_relu,
+    "crelu": crelu,
+    "deep_fourier": deep_fourier,
+    "rational": lambda x: Rational()(x),
 }
+"""By name; `rational` has parameters, and can be called inside a Flax module only."""
+TWO_FEATURES = ("crelu", "deep_fourier")
+"""Activations with two features for every unit."""
+NORMS: dict[str, Callable[..., jax.Array]] = {
+    "none": lambda x, name=None: x,
+    "layer_norm": lambda x, name=None: nn.LayerNorm(epsilon=1e-5, dtype=x.dtype, name=name)(x),
+    "rms_norm": lambda x, name=None: nn.RMSNorm(epsilon=1e-5, dtype=x.dtype, name=name)(x),
+}
+"""Norms over the units of a layer (of a convolution: over the channels at every position), with a learned scale, and of
+layer norm a shift, for every unit. They normalise pre-activations, as Lyle et al. 2023 and 2024 do."""
+
+
+def activated(x: jax.Array, activation: str, norm: str = "none") -> jax.Array:
+    """`f(norm(z))` for pre-activations `z`, units on the last axis. To be called inside a Flax module.
+
+    Raises:
+        ValueError: there is no such activation or norm.
+    """
+    for what, name, known in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+        if name not in known:
+            raise ValueError(f"{what}={name!r}; allowed: {', '.join(known)}")
+    return ACTIVATIONS[activation](NORMS[norm](x))
+
+
+def units_in(width: int, activation: str) -> int:
+    """How many units make a layer of that width: with deep Fourier features, which keep the width, half, rounded up."""
+    return -(-width // 2) if activation == "deep_fourier" else width
 
 
 def kaiming_uniform(activation: str) -> Callable[..., jax.Array]:

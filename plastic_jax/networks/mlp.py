@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plastic_jax.networks.layers import ACTIVATIONS, dropped, kaiming_uniform, lecun_uniform
+from plastic_jax.networks.layers import activated, dropped, kaiming_uniform, lecun_uniform, units_in
 
 
 class MLP(nn.Module):
@@ -15,17 +15,19 @@ class MLP(nn.Module):
     With no widths it is the linear baseline.
 
     Attributes:
-        widths: units per hidden layer.
+        widths: units per hidden layer; with `deep_fourier` features, two for each unit.
         outputs: number of outputs.
         activation: one of `ACTIVATIONS`.
+        norm: of the pre-activations, one of `NORMS`.
 
     Input `[batch, ...]` is flattened to `[batch, n]`; output `[batch, outputs]`. With a `dropout_rate` (0-d) every
-    hidden unit is dropped with that probability (`dropped`), by the random stream `dropout`.
+    hidden feature is dropped with that probability (`dropped`), by the random stream `dropout`.
     """
 
     widths: tuple[int, ...] = (5,)
     outputs: int = 1
     activation: str = "relu"
+    norm: str = "none"
     kernel_init = staticmethod(kaiming_uniform)
 
     @property
@@ -37,8 +39,9 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, kernel_init=self.kernel_init(self.activation), name=f"Dense_{i}")(x)
-            x = dropped(self, ACTIVATIONS[self.activation](x), dropout_rate)
+            units, kernel_init = units_in(width, self.activation), self.kernel_init(self.activation)
+            x = nn.Dense(units, kernel_init=kernel_init, name=f"Dense_{i}")(x)
+            x = dropped(self, activated(x, self.activation, self.norm), dropout_rate)
         return nn.Dense(self.outputs, kernel_init=self.kernel_init("linear"), name=self.head)(x)
 
 

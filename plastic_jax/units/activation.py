@@ -24,6 +24,24 @@ def _softplus(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(x, 0.0)
 
 
+RATIONAL_NUMERATOR = (
+    0.03355815890668059,
+    0.5049940948281444,
+    1.6534163637528791,
+    2.0099850112036783,
+    0.9318900490866645,
+    0.1524224383838956,
+)
+RATIONAL_DENOMINATOR = (-5.748546580824416e-05, 3.9802477853818083, -4.2529808614931225e-05, 0.3018338162009311)
+"""With what a learned rational function begins: coefficients of ascending powers, from 0 and from 1 on, of the fit of
+leaky ReLU that Delfosse et al. publish (`rational_activations`, version B, degrees 5 and 4)."""
+
+
+def _rational(x: np.ndarray) -> np.ndarray:
+    p, q = np.polyval(RATIONAL_NUMERATOR[::-1], x), x * np.polyval(RATIONAL_DENOMINATOR[::-1], x)
+    return p / (1 + np.abs(q))
+
+
 _KNOWN: dict[str, Function] = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0.0),
@@ -49,7 +67,16 @@ _KNOWN: dict[str, Function] = {
     "exp": np.exp,
     "sin": np.sin,
     "cos": np.cos,
+    "smooth_leaky_relu": lambda x: 0.1 * x + 0.9 * x * _sigmoid(x * (5 / 3)),
+    "rational": _rational,
 }
+_SEVERAL: dict[str, tuple[Function, ...]] = {
+    "crelu": (_KNOWN["relu"], lambda x: _KNOWN["relu"](-x)),
+    "deep_fourier": (np.sin, np.cos),
+}
+"""Activations by which a unit has several features."""
+LEARNED: Mapping[str, Function] = {"rational": _rational}
+"""Functions with parameters, by the name of the jitted function that computes them, as they are at first."""
 _ALIASES = {"silu": "swish", "hard_silu": "hard_swish", "logistic": "sigmoid", "identity": "linear"}
 _PUBLISHED = {"linear": 1.0, "sigmoid": 1.0, "selu": 1.0, "tanh": 5.0 / 3.0}
 _PUBLISHED |= {"leaky_relu": math.sqrt(2.0 / (1.0 + 0.01**2))} | dict.fromkeys(("relu", "elu", "swish"), math.sqrt(2.0))
@@ -108,8 +135,10 @@ def named(name: str) -> Activation:
     known = _ALIASES.get(name, name)
     if known == "gated":
         return GATED
+    if known in _SEVERAL:
+        return _described(known, _SEVERAL[known])
     if known not in _KNOWN:
-        allowed = ", ".join(sorted([*_KNOWN, *_ALIASES, "gated"]))
+        allowed = ", ".join(sorted([*_KNOWN, *_SEVERAL, *_ALIASES, "gated"]))
         raise ValueError(f"unknown activation '{name}'; allowed: {allowed}")
     return _described(known, (_KNOWN[known],))
 
@@ -122,6 +151,9 @@ def describe(functions: Sequence[Function], names: Collection[str] = ()) -> Acti
         names: of the operations that they are made of; of several known functions with the same values the one that
             is among them is meant.
     """
+    for name, several in _SEVERAL.items():
+        if _same_functions(functions, several):
+            return named(name)
     known = dict.fromkeys(_recognised(_values(f), names) for f in functions)
     if None in known:
         return _described("+".join(names) or "own function", functions, {})
@@ -170,6 +202,15 @@ def _recognised(values: np.ndarray, names: Collection[str]) -> str | None:
     ours = values[: len(_NODES)]
     same = [n for n, theirs in _known_values().items() if _close(ours, theirs) or _close(ours[::-1], theirs)]
     return next((name for name in same if name in names), next(iter(same), None))
+
+
+def _same_functions(ours: Sequence[Function], theirs: Sequence[Function]) -> bool:
+    """Whether each of ours is one of theirs, and the other way round."""
+    if len(ours) < len(theirs):
+        return False
+    n = len(_NODES)
+    close = np.array([[_close(_values(f)[:n], _values(g)[:n]) for g in theirs] for f in ours])
+    return bool(close.any(0).all() and close.any(1).all())
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from plastic_jax.units import jaxprs
-from plastic_jax.units.activation import GATED, Activation, describe, erf
+from plastic_jax.units.activation import GATED, LEARNED, Activation, describe, erf
 from plastic_jax.units.story import CONSTANTS, INPUTS, OUTPUTS, Place
 
 Leaf = tuple[Any, ...]
@@ -213,6 +213,8 @@ class ElementwiseFunctions:
         if (inner := scope.enter(number)) is not None:
             found = self._terms(inner.outputs[output], inner, depth + 1)
             called = str(eqn.params.get("name", ""))
+            if called in LEARNED:  # of which the parameters are not known: the function as it is at first
+                return tuple(_learned(t, called) for t in self._terms(eqn.invars[0], scope, depth + 1))
             if not called.isidentifier() or called.startswith("_"):
                 return found
             before = {n for a in eqn.invars for t in self._terms(a, scope, depth + 1) for n in t.names}
@@ -330,6 +332,13 @@ def _changed(term: _Term, eqn: Any, output: int) -> _Term:
         return known[id(old)]
 
     return moved(term)
+
+
+def _learned(term: _Term, called: str) -> _Term:
+    """The function of that name of a term."""
+    return dataclasses.replace(
+        term, function=LEARNED[called], args=(term,), leaf=None, linear=False, names=(*term.names, called)
+    )
 
 
 def _named(term: _Term, called: str, before: Collection[str]) -> _Term:

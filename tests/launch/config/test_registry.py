@@ -21,6 +21,7 @@ from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
 from plastic_jax.networks import MLP, ConvNet, ResNet
 from tasks.base import Task
+from tests.launch import tiny
 
 TASK = "slowly_changing_regression(change_every=200)"
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -126,7 +127,7 @@ def test_a_tasks_presets_come_before_the_settings_that_are_typed(tmp_path, monke
     assert made("own(pictures=4,epochs=5)", "published") == (5, 4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiny.METHOD_NAMES)
 def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path):
     """Two values of every hyperparameter at once, in several batches: one trace, one program."""
     numbers = METHODS[name].hyperparameters
@@ -160,7 +161,7 @@ def _two_values(number):
 
 
 @pytest.mark.parametrize("optimizer", [o for o in OPTIMIZER["optimizer"].allowed if o != "adam"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiny.METHOD_NAMES)
 def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
     """Some steps across a task change, two lanes, compiled in a hurry; Adam is swept above."""
     plan, job = planned(f"{name}(optimizer={optimizer})")
@@ -181,13 +182,15 @@ def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
 
 def test_all_methods_of_a_seed_start_from_the_same_weights():
     seen = {}
-    for name, spec in METHODS.items():
+    for name in tiny.METHOD_NAMES:
         plan, job = planned(name)
         carry = jax.vmap(job_program(plan, job).init, in_axes=(0, 0, None))(
             lane_keys(job.lanes), hyper_arrays(job, job.lanes), ()
         )
-        seen.setdefault(spec.network, []).append(carry)
-    assert len(seen[None]) == len(METHODS) - 1
+        seen.setdefault(METHODS[name].network or METHODS[name].network_options.get("norm"), []).append(carry)
+    assert len(seen[None]) == len(tiny.METHOD_NAMES) - 2
+    hidden = [carry.learner.params["Dense_0"] for carry in (seen[None][0], *seen["layer_norm"])]
+    jax.tree.map(np.testing.assert_array_equal, *hidden)
     for carry in seen[None][1:]:
         jax.tree.map(np.testing.assert_array_equal, carry.learner.params, seen[None][0].learner.params)
     for carry in (c for carries in seen.values() for c in carries):

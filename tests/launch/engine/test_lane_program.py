@@ -14,7 +14,6 @@ import pytest
 import launch
 from launch.analysis.curves import caption
 from launch.config.experiment import Experiment, lane_keys, resolve
-from launch.config.methods import METHODS
 from launch.engine.build import hyper_arrays, job_program, load_data
 from launch.engine.lane_program import supervised_program
 from launch.engine.loop import chunk_of_steps, initial
@@ -295,7 +294,7 @@ def test_with_every_method_the_state_keeps_its_types_whatever_is_computed_in(net
     def form(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
-    for name in METHODS:
+    for name in tiny.METHOD_NAMES:
         if name == "dropout" and network.startswith("resnet"):
             continue
         plan = resolve(Experiment(pictures, name, (0,), network=network))

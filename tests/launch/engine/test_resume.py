@@ -53,7 +53,7 @@ def images(tmp_path_factory):
 def test_all_tasks_are_among_them():
     for pairs in (tiny.PAIRS, tiny.QUICK):
         assert {spec.make for spec in TASKS.values()} == {TASKS[name].make for name, _ in pairs}
-    assert {method for _, method in tiny.PAIRS} == set(METHODS)
+    assert {method for _, method in tiny.PAIRS} == set(tiny.METHOD_NAMES)
     assert {"continual_backprop", *EVENTFUL} - {"published_shrink_and_perturb"} <= {method for _, method in tiny.QUICK}
 
 
@@ -77,7 +77,7 @@ def stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path,
     asked = Experiment(methods=method + EVENTFUL.get(method, ""), seeds=(0, 1), steps=STEPS, bin=20, **of)
     plan, again = resolve(asked), resolve(asked)
     (job,) = plan.jobs
-    one = CHUNKS[list(METHODS).index(method) % 3] if task in tiny.LEAD else CHUNKS[-1]
+    one = CHUNKS[tiny.METHOD_NAMES.index(method) % 3] if task in tiny.LEAD else CHUNKS[-1]
     chunks = CHUNKS if task in tiny.LEAD and method in EVENTFUL else (one,)
     for chunk in chunks:
         unit = unit_of(plan, job, job.lanes, len(job.lanes), chunk)

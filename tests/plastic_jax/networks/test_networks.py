@@ -17,10 +17,11 @@ from plastic_jax.units import jaxprs
 def test_initial_weights_follow_the_published_law(activation):
     network = MLP(widths=(300, 200), outputs=100, activation=activation)
     params = network.init(jax.random.key(0), jnp.ones((1, 50)))["params"]
+    features = 2 if activation == "crelu" else 1  # of a unit; two of deep Fourier features make one of a layer's width
     for layer, fan_in, law in (
         ("Dense_0", 50, gain(activation)),
-        ("Dense_1", 300, gain(activation)),
-        ("Dense_2", 200, 1),
+        ("Dense_1", 300 * features, gain(activation)),
+        ("Dense_2", 200 * features, 1),
     ):
         kernel, bound = params[layer]["kernel"], law * math.sqrt(3 / fan_in)
         assert kernel.shape[0] == fan_in
