@@ -38,7 +38,7 @@ from launch.storage.checkpoint import Checkpoints, Saved
 from launch.storage.contents import first_good, lane_number, unit_of_lane, variables_of
 from launch.storage.durable import storing
 from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
-from plastic_jax.learners.ppo import Moments, deviation
+from plastic_jax.learners.moments import Moments, normalised
 from tasks.base import MOST_STEPS, Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment
 
@@ -229,9 +229,7 @@ def _policy(plan: Plan, label: str) -> Policy:
     network: nn.Module = plan.job(label).network
 
     def act(params: Any, moments: Moments | None, x: jax.Array, noise: jax.Array | None) -> jax.Array:
-        if moments is not None:
-            x = jnp.clip((x - moments.mean) / deviation(moments), -10, 10)
-        mean, log_std, _ = network.apply({"params": params}, x)
+        mean, log_std, _ = network.apply({"params": params}, normalised(moments, x))
         return mean if noise is None else mean + jnp.exp(log_std) * noise
 
     return act

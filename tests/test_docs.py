@@ -188,7 +188,12 @@ def settings_of(name):
     """The settings that a method, a task or a learner has, out of its source."""
     kind = KINDS[name]
     if isinstance(kind, MethodSpec):
-        return {*kind.settings, *NETWORK_OPTIONS, *(kind.signature.parameters if kind.signature else ())}
+        return {
+            *kind.settings,
+            *NETWORK_OPTIONS,
+            "normalise_inputs",
+            *(kind.signature.parameters if kind.signature else ()),
+        }
     return set(read_fields(kind if isinstance(kind, str) else kind.code).defaults)
 
 

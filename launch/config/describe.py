@@ -14,13 +14,14 @@ from launch.config.syntax import Call, parse_value
 from launch.errors import unknown
 
 _OF_NETWORKS = f"a method may have its own {' and '.join(NETWORK_OPTIONS)}: backprop(norm=layer_norm)"
+_OF_INPUTS = "every method may have normalise_inputs=True: continual_backprop(normalise_inputs=True)"
 
 
 def everything() -> str:
     """Tasks, methods and networks, a line each."""
     lines = ["tasks (--task); --explain=NAME shows the settings"]
     lines += [f"  {s.name}{_aliases(s.aliases)}: {s.described}; network {s.network}" for s in TASKS.values()]
-    lines += ["methods (--methods); --explain=NAME shows the settings"]
+    lines += [f"methods (--methods); --explain=NAME shows the settings; {_OF_INPUTS}"]
     lines += [f"  {s.name}: {s.described}{' (task-aware)' if s.task_aware else ''}" for s in METHODS.values()]
     lines += [f"networks (--network); {_OF_NETWORKS}", *[f"  {name}" for name in NETWORKS]]
     having = {name: [s.name for s in TASKS.values() if name in s.presets] for name in _preset_names(TASKS.values())}

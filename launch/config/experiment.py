@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.config.branch import Source, check_fits, find_source
 from launch.config.identity import text_of
-from launch.config.methods import NETWORK_OPTIONS, MethodSpec, find_method
+from launch.config.methods import NETWORK_OPTIONS, NORMALISE_INPUTS, MethodSpec, find_method
 from launch.config.presets import ALIASES, CORRECTED
 from launch.config.registry import TaskSpec, find_learner, find_task
 from launch.config.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
@@ -165,6 +165,7 @@ class Plan:
             "bin": self.bin,
             "method": job.method.name,
             **job.static,
+            **({"normalise_inputs": True} if job.method.normalise_inputs else {}),
             **{f"{name}_from": call for name, call in calls.items() if ":" in call},  # two may share a name
             **(self.source.settings if self.source else {}),
         }
@@ -335,9 +336,12 @@ def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", ent
 def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
     """The method, with what its call says of the network, and the learner's numbers beside its own."""
     method = find_method(entry.call)
-    own = {name: entry.call.settings[name] for name in NETWORK_OPTIONS if name in entry.call.settings}
-    own = {name: value for name, value in own.items() if name not in method.settings}
-    method = dataclasses.replace(method, network_options={**method.network_options, **own})
+    beside = {name: value for name, value in entry.call.settings.items() if name not in method.settings}
+    options = {**method.network_options, **{name: beside[name] for name in NETWORK_OPTIONS if name in beside}}
+    normalise = NORMALISE_INPUTS.checked(
+        f"--methods: {entry.label}.normalise_inputs", beside.get("normalise_inputs", method.normalise_inputs)
+    )
+    method = dataclasses.replace(method, network_options=options, normalise_inputs=normalise)
     if spec.learner and (method.dropout or method.fresh_head or method.network):
         raise InputError(f"--methods: {method.name} is for streams of examples, not for {spec.name}")
     return dataclasses.replace(method, more={**method.more, **spec.hyperparameters}) if spec.learner else method
@@ -359,8 +363,8 @@ def _settings(
             given[name] = ("--set", parse_value(value))
     values = {name: setting.default for name, setting in method.settings.items()}
     for name, (flag, value) in given.items():
-        if flag == "--methods" and name in method.network_options and name not in method.settings:
-            continue  # of the network
+        if flag == "--methods" and name in {*method.network_options, "normalise_inputs"} - set(method.settings):
+            continue  # of the network, and of the learner
         if name not in method.settings:
             raise unknown(f"{flag}: setting of {entry.label}", name, method.settings)
         values[name] = method.settings[name].checked(f"{flag}: {entry.label}.{name}", value)

@@ -46,6 +46,7 @@ LEAVE_OUT = Option("nothing", "pattern of parameters that replacement neither re
 RESTART_ALL = Option(
     True, "begin running statistics and the optimizer's state anew as well as the weights", (True, False), bool
 )
+INPUT_DECAY = Hyperparameter(0.999, 0, 1, "weight of earlier inputs after every new one; 1: all count the same")
 DROPOUT_RATE = Hyperparameter(0.1, 0, 0.95, "probability with which a unit is dropped")
 
 
@@ -67,6 +68,7 @@ class MethodSpec:
         dropout: whether the network is called with the number `dropout_rate`.
         network: the network it always has, or `None` for the run's.
         network_options: settings of the network that it changes.
+        normalise_inputs: whether the learner normalises inputs by their running moments.
         source: where it comes from; where it is empty, the references of the factory's docstring.
         aliases: other names.
     """
@@ -83,6 +85,7 @@ class MethodSpec:
     dropout: bool = False
     network: str | None = None
     network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    normalise_inputs: bool = False
     source: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -97,6 +100,7 @@ class MethodSpec:
         own = {} if self.signature is None else self.signature.settings
         inner = METHODS[self.inner].settings if self.inner else OPTIMIZER
         units = {"leave_out": LEAVE_OUT} if self.needs_units else {}
+        units |= {"input_decay": INPUT_DECAY} if self.normalise_inputs else {}
         found = {name: setting for name, setting in own.items() if name not in self.fixed}
         found |= {**units, **self.more} | {name: setting for name, setting in inner.items() if name not in found}
         changed = {name: dataclasses.replace(found[name], default=value) for name, value in self.defaults.items()}
@@ -180,6 +184,8 @@ def _architecture(name: str, summary: str, options: Mapping[str, Any], **fields:
 
 NETWORK_OPTIONS = ("activation", "norm")
 """Settings of networks that every method may change for itself."""
+NORMALISE_INPUTS = Option(False, "normalise inputs by their running mean and variance", (True, False), bool)
+"""Of every method, under the name `normalise_inputs`."""
 _DECAY = "plastic_jax.methods.weight_decay:weight_decay"
 _DOHARE = "Dohare et al., Nature 632, 2024"
 
@@ -271,6 +277,14 @@ METHODS: dict[str, MethodSpec] = {
             "activations that are learned: a quotient of polynomials for every layer",
             {"activation": "rational"},
             source="Molina et al., ICLR 2020; Delfosse et al., ICLR 2024",
+        ),
+        MethodSpec(
+            "online_normalization",
+            "control: inputs are normalised by their running mean and variance",
+            inner="l2",
+            defaults={"weight_decay": 0.0},
+            normalise_inputs=True,
+            source="whatever a change of the inputs' statistics alone costs is not loss of plasticity",
         ),
         MethodSpec(
             "fresh_network",

@@ -1,5 +1,6 @@
 """Building the program of a job from task, network, method and learner; and what is known of it uncompiled."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -63,6 +64,7 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
         restart_all=job.static.get("restart_all", True),
         head=_head(task, plan, job),
         fresh_head=job.method.fresh_head,
+        normalise_inputs=job.method.normalise_inputs,
         selects=task.selects,
         dropout=job.method.dropout,
         transform=_layout(plan, job),
@@ -83,12 +85,15 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
     _parameters(plan, job)
     units = _network_units(plan, job, job.network, None)
     transformation = _transformation(plan, job, job.network, units, None)
+    settings = plan.learner
+    if job.method.normalise_inputs:
+        settings = dataclasses.replace(settings, normalise_observations=True)
     try:
         learner = PPO(
             job.network,
             acting(task),
             transformation,
-            plan.learner,
+            settings,
             units,
             restart=job.method.restart,
             restart_all=job.static.get("restart_all", True),

@@ -33,6 +33,7 @@ _METHOD_COLOURS = {
     "deep_fourier_features": "#3377AA",
     "smooth_leaky_relu": "#CC6677",
     "rational": "#DDAA33",
+    "online_normalization": "#AA4466",
 }
 _VARIANTS = {
     "ada_upgd": "upgd",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.diagnostics import metrics
+from plastic_jax.learners.moments import Moments, deviation, no_moments, normalised, taken_in
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.reset import number_replaced
 from plastic_jax.replacement.statistics import feature_matrix
@@ -70,14 +71,6 @@ class Samples(NamedTuple):
     target: jax.Array
 
 
-class Moments(NamedTuple):
-    """Running mean and variance: 0-d float32 number of values, mean and sum of squared deviations."""
-
-    number: jax.Array
-    mean: jax.Array
-    squares: jax.Array
-
-
 class PPOState(NamedTuple):
     """State of one learner.
 
@@ -117,7 +110,8 @@ class PPOSettings:
         time_limit: what follows an episode whose time is over: `"bootstrap"`, the value of where it led; `"terminal"`,
             nothing, as published.
         normalise_advantages: over the whole `"rollout"`, as published, every `"minibatch"`, or `"none"`.
-        normalise_observations: by their running mean and deviation, clipped to 10 deviations.
+        normalise_observations: by their running mean and deviation, clipped to 10 deviations; over all of them, or
+            with a number `input_decay` (see `moments.taken_in`) over the last.
         normalise_rewards: by the running deviation of their discounted sum, clipped to 10.
         max_gradient_norm: gradients above this Euclidean norm, over all parameters, are scaled down to it; `None`: no
             bound.
@@ -300,7 +294,7 @@ class PPO:
         raw = rollout.observation.reshape(-1, x.shape[-1])
         state = state._replace(recent=jnp.concatenate([state.recent, raw])[-RECENT:])
         if state.observations is not None:
-            state = state._replace(observations=taken_in(state.observations, raw))
+            state = state._replace(observations=taken_in(state.observations, raw, hyper.get("input_decay")))
         return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
     def order(self, state: PPOState, clock: jax.Array) -> jax.Array:
@@ -451,10 +445,7 @@ class PPO:
 
     def _seen(self, state: PPOState, x: jax.Array) -> jax.Array:
         """Observations as the network sees them."""
-        if state.observations is None:
-            return x
-        mean, std = state.observations.mean, deviation(state.observations)
-        return jnp.clip((x - mean) / std, -10, 10)
+        return normalised(state.observations, x)
 
     def _rewards(
         self, state: PPOState, reward: jax.Array, ended: jax.Array, discount: jax.Array
@@ -542,27 +533,6 @@ def gaussian_log_probability(x: jax.Array, mean: jax.Array, log_std: jax.Array) 
 def gaussian_entropy(log_std: jax.Array) -> jax.Array:
     """Entropy (nats) of independent normal variables, summed over the last axis."""
     return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
-
-
-def no_moments(shape: tuple[int, ...]) -> Moments:
-    """Moments of no value yet."""
-    return Moments(jnp.zeros([]), jnp.zeros(shape), jnp.zeros(shape))
-
-
-def taken_in(moments: Moments, x: jax.Array) -> Moments:
-    """Moments with the values `[n, ...]` taken in (Chan et al. 1983)."""
-    n = len(x)
-    mean = jnp.mean(x, axis=0)
-    count, off = moments.number + n, mean - moments.mean
-    squares = moments.squares + jnp.sum(jnp.square(x - mean), axis=0)
-    squares += jnp.square(off) * moments.number * n / count
-    return Moments(count, moments.mean + off * n / count, squares)
-
-
-def deviation(moments: Moments) -> jax.Array:
-    """Standard deviation; 1 before there is any value."""
-    variance = moments.squares / jnp.maximum(moments.number, 1.0)
-    return jnp.where(moments.number > 0, jnp.sqrt(jnp.maximum(variance, 1e-8)), 1.0)
 
 
 def ppo_units(network: nn.Module, observation_size: int) -> UnitGraph:

@@ -12,6 +12,7 @@ import optax
 
 from plastic_jax.axes import mean_over, with_axis
 from plastic_jax.diagnostics import metrics
+from plastic_jax.learners.moments import Moments, no_moments, normalised, taken_in
 from plastic_jax.replacement.reset import just_replaced
 from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
@@ -46,6 +47,7 @@ class SupervisedState(NamedTuple):
         method_key: typed key of the method's own draws.
         restarts: int32 scalar, how often a new task has begun.
         best: the best network of the task so far; `None` where the learner does not select.
+        inputs: moments of each input, `[*input_shape]`; `None` where they are not normalised.
     """
 
     params: Any
@@ -55,6 +57,7 @@ class SupervisedState(NamedTuple):
     method_key: jax.Array
     restarts: jax.Array
     best: Best | None = None
+    inputs: Moments | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,9 @@ class SupervisedLearner:
         head: name of the output layer; `None` leaves it alone. Its weights are set to zero where the batch says
             `reset_head`; the optimizer's state stays, as published.
         fresh_head: draw the output layer anew at every task change, by the network's own initializer.
+        normalise_inputs: by their running mean and deviation, clipped to 10 deviations: the inputs of a step are taken
+            in, then normalised; those of evaluations and probes are normalised only. `hyper["input_decay"]` says how
+            fast earlier inputs are forgotten (`moments.taken_in`).
         selects: whether a task ends with the best network it has had (`keep_best`).
         dropout: train with `network(x, dropout_rate=hyper["dropout_rate"])` and a random stream `dropout`.
         transform: wraps the network's function before it is evaluated or differentiated, as
@@ -115,6 +121,7 @@ class SupervisedLearner:
     restart_all: bool = True
     head: str | None = None
     fresh_head: bool = False
+    normalise_inputs: bool = False
     selects: bool = False
     dropout: bool = False
     transform: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda apply: apply
@@ -134,7 +141,8 @@ class SupervisedLearner:
         params, variables = self._fresh(params_key, restarts)
         optimizer = self.transformation(hyper, method_key).init(params)
         best = Best(params, variables, jnp.full([], -1.0)) if self.selects else None
-        return SupervisedState(params, variables, optimizer, params_key, method_key, restarts, best)
+        inputs = self._no_inputs()
+        return SupervisedState(params, variables, optimizer, params_key, method_key, restarts, best, inputs)
 
     def step(
         self, state: SupervisedState, hyper: Mapping[str, Any], batch: Any, clock: jax.Array
@@ -150,10 +158,13 @@ class SupervisedLearner:
             hyper = {**hyper, "step_size": hyper["step_size"] * batch.step_scale}
         transformation = self.transformation(hyper, state.method_key)
         state = self._begun(state, batch, transformation)
-        forward = self._training(state, hyper, clock)
+        if state.inputs is not None:
+            inputs = taken_in(state.inputs, batch.x, hyper["input_decay"], self.axis_name)
+            state = state._replace(inputs=inputs)
+        forward, x = self._training(state, hyper, clock), normalised(state.inputs, batch.x)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
-            output, variables, features = forward(params, state.variables, batch.x)
+            output, variables, features = forward(params, state.variables, x)
             loss = self._loss(output, batch.y, batch.class_mask)
             # shard_map may know that parameters are the same on every device, and then adds up their gradients by
             # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
@@ -184,6 +195,7 @@ class SupervisedLearner:
             targets: by name, `[n, outputs]`, or labels `[n]`, so that parts of the examples have a number of their own.
             class_mask: `[outputs]` bool, the classes to choose from; `None` for all.
         """
+        x = normalised(state.inputs, x)
         if self._has_modes(state):
             output = self.transform(_evaluated(self.network))(state.params, state.variables, x)
         else:
@@ -221,7 +233,7 @@ class SupervisedLearner:
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(state.params)}
         if self.units is None or not self.units.groups:
             return seen
-        features = self._features(self.units, state, x)
+        features = self._features(self.units, state, normalised(state.inputs, x))
         matrices = {g.name: feature_matrix(g, features[g.name]) for g in self.units.groups}
         dead = [metrics.dead_units(m) * m.shape[1] for m in matrices.values()]
         dormant = [metrics.dormant_units(m) * m.shape[1] for m in matrices.values()]
@@ -299,7 +311,10 @@ class SupervisedLearner:
         state = state._replace(params=params, restarts=state.restarts + 1)
         if not self.restart_all:
             return state
-        return state._replace(variables=variables, optimizer=transformation.init(params))
+        return state._replace(variables=variables, optimizer=transformation.init(params), inputs=self._no_inputs())
+
+    def _no_inputs(self) -> Moments | None:
+        return no_moments(self.input_shape) if self.normalise_inputs else None
 
     def _with_head(self, state: SupervisedState, make: Callable[[jax.Array], jax.Array]) -> SupervisedState:
         return state._replace(params={**state.params, self.head: jax.tree.map(make, state.params[self.head])})
