@@ -40,7 +40,7 @@ PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
 
 LEAD = ("slowly_changing_regression", "permuted_mnist")
 WITHOUT_DATA = ("slowly_changing_regression", "ant")
-TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network")
+TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network", "online_normalization")
 METHOD_NAMES = [name for name, spec in METHODS.items() if name == "layer_norm" or not spec.network_options]
 """All methods but those that are L2 on a network with other options, of which one stands for all."""
 PAIRS = [(task, method) for task in LEAD for method in METHOD_NAMES]
