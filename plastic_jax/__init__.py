@@ -25,6 +25,7 @@ from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
+from plastic_jax.optimizers.muon import muon
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
@@ -69,6 +70,7 @@ __all__ = [
     "hare_and_tortoise",
     "l2_init",
     "metrics",
+    "muon",
     "published_shrink_and_perturb",
     "redo",
     "replacement_effect",

@@ -35,11 +35,11 @@ class BuildContext:
 
 
 OPTIMIZER: Mapping[str, Hyperparameter | Option] = {
-    "optimizer": Option("sgd", "the inner optimizer", ("sgd", "momentum", "adam")),
+    "optimizer": Option("sgd", "the inner optimizer", ("sgd", "momentum", "adam", "muon")),
     "step_size": Hyperparameter(0.01, 0, 100, "step size of the inner optimizer"),
-    "momentum": Hyperparameter(0.9, 0, 1, "velocity decay; used with optimizer=momentum", below=True),
-    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam", below=True),
-    "b2": Hyperparameter(0.999, 0, 1, "decay of Adam's second moment; used with optimizer=adam", below=True),
+    "momentum": Hyperparameter(0.9, 0, 1, "velocity decay; used with optimizer=momentum and muon", below=True),
+    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam and muon", below=True),
+    "b2": Hyperparameter(0.999, 0, 1, "decay of Adam's second moment; used with optimizer=adam and muon", below=True),
 }
 """Settings of the inner optimizer, which every method has."""
 LEAVE_OUT = Option("nothing", "pattern of parameters that replacement neither reads nor edits")
@@ -164,11 +164,14 @@ def _optimizer(hyper: Mapping[str, Any], options: Mapping[str, Any]) -> "optax.G
     import optax
 
     from plastic_jax.optimizers.adam import adam
+    from plastic_jax.optimizers.muon import muon
 
     if options["optimizer"] == "momentum":
         return optax.sgd(hyper["step_size"], hyper["momentum"])
     if options["optimizer"] == "adam":
         return adam(hyper["step_size"], hyper["b1"], hyper["b2"])
+    if options["optimizer"] == "muon":
+        return muon(hyper["step_size"], hyper["momentum"], hyper["b1"], hyper["b2"])
     return optax.sgd(hyper["step_size"])
 
 

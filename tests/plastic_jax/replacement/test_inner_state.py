@@ -10,7 +10,7 @@ import optax.contrib
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from plastic_jax import MLP, adam, continual_backprop, l2_init, redo, trace_units
+from plastic_jax import MLP, adam, continual_backprop, l2_init, muon, redo, trace_units
 from plastic_jax.replacement.initializers import unit_initializer
 from plastic_jax.replacement.reset import Replacement, draw_replacement, replace_units
 
@@ -46,6 +46,7 @@ PLAIN = (
 OPTIMIZERS: Any = {name: getattr(optax, name)(0.1) for name in PLAIN}
 OPTIMIZERS |= {
     "adam with counts per weight": adam(0.1),
+    "muon with counts per weight": muon(0.1),
     "l2_init": l2_init(adam(0.1), strength=0.1),
     "noisy_sgd": optax.noisy_sgd(0.1, key=KEY),
     "novograd": optax.novograd(0.1),  # its second moment is one number a layer, which stays
@@ -110,7 +111,16 @@ def test_state_of_a_replaced_unit_is_that_of_its_new_weights_and_all_other_state
     for old, now, init in zip(*map(jax.tree.leaves, (learned, state, fresh)), strict=True):
         if comparable(old):
             compare(old, now, init)
-    if name in ("adam", "cocob", "l2_init", "schedule_free", "anchor", "anchor as a vector", "anchor by layer"):
+    if name in (
+        "adam",
+        "cocob",
+        "l2_init",
+        "muon with counts per weight",
+        "schedule_free",
+        "anchor",
+        "anchor as a vector",
+        "anchor by layer",
+    ):
         assert found >= flat.sum()
 
 
