@@ -9,7 +9,7 @@ import pytest
 
 from launch.config import presets
 from launch.config.experiment import Experiment, lane_keys, resolve
-from launch.config.methods import METHODS, OPTIMIZER
+from launch.config.methods import METHODS
 from launch.config.networks import find_network
 from launch.config.presets import CORRECTED, PUBLISHED
 from launch.config.registry import NETWORKS, TASKS, TaskSpec, find_learner, find_task
@@ -160,8 +160,11 @@ def _two_values(number):
     return f"{number.default:g},{round(low) if number.integer else low:g}"
 
 
-@pytest.mark.parametrize("optimizer", [o for o in OPTIMIZER["optimizer"].allowed if o != "adam"])
-@pytest.mark.parametrize("name", tiny.METHOD_NAMES)
+WITH_OPTIMIZERS = [(name, optimizer) for optimizer in ("sgd", "momentum") for name in tiny.METHOD_NAMES]
+WITH_OPTIMIZERS += [(name, "muon") for name in ("backprop", "continual_backprop", "swr", "upgd")]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), WITH_OPTIMIZERS)
 def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
     """Some steps across a task change, two lanes, compiled in a hurry; Adam is swept above."""
     plan, job = planned(f"{name}(optimizer={optimizer})")
