@@ -4,6 +4,12 @@ from plastic_jax.checks import ReplacementWarning
 from plastic_jax.diagnostics import metrics
 from plastic_jax.diagnostics.diagnose import Diagnosis, diagnose
 from plastic_jax.diagnostics.trainability import Trainability, trainability
+from plastic_jax.methods.boundary_resets import (
+    BoundaryResetState,
+    reset_head_at_boundary,
+    reset_network_at_boundary,
+    reset_optimizer_at_boundary,
+)
 from plastic_jax.methods.continual_backprop import (
     CONTINUAL_BACKPROP_STATIC_ARGS,
     ContinualBackpropState,
@@ -38,6 +44,7 @@ __all__ = [
     "UTILITIES",
     "AdamState",
     "BatchNorm",
+    "BoundaryResetState",
     "ContinualBackpropState",
     "ConvNet",
     "DASHState",
@@ -74,6 +81,9 @@ __all__ = [
     "published_shrink_and_perturb",
     "redo",
     "replacement_effect",
+    "reset_head_at_boundary",
+    "reset_network_at_boundary",
+    "reset_optimizer_at_boundary",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
     "swr",

@@ -148,6 +148,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("upgd", plastic_jax.upgd),
         ("upgd", plastic_jax.feature_upgd),
         ("adam", plastic_jax.adam),
+        ("boundary_resets", plastic_jax.reset_head_at_boundary),
     ],
 )
 def test_pages_name_every_parameter(page, method):

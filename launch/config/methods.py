@@ -282,6 +282,13 @@ METHODS: dict[str, MethodSpec] = {
             source="Molina et al., ICLR 2020; Delfosse et al., ICLR 2024",
         ),
         MethodSpec(
+            "optimizer_reset",
+            "a new state of the optimizer, and the weights that it had, at every task change",
+            "plastic_jax.methods.boundary_resets:reset_optimizer_at_boundary",
+            inner="l2",
+            defaults={"weight_decay": 0.0},
+        ),
+        MethodSpec(
             "online_normalization",
             "control: inputs are normalised by their running mean and variance",
             inner="l2",

@@ -45,6 +45,7 @@ _VARIANTS = {
     "shrink_and_perturb_at_boundary": "shrink_and_perturb",
     "decoupled_weight_decay": "weight_decay",
     "rms_norm": "layer_norm",
+    "optimizer_reset": "head_reset",
 }
 _OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#6699CC", "#661100", "#117733", "#DDAA33")
 BASELINES = {"fresh_network": ("#555555", (0, (5, 2))), "linear": ("#111111", (0, (1, 1.5)))}

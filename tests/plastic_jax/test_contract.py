@@ -17,6 +17,11 @@ import pytest
 from flax import serialization
 
 from plastic_jax import MLP, Utility, methods, trace_units
+from plastic_jax.methods.boundary_resets import (
+    reset_head_at_boundary,
+    reset_network_at_boundary,
+    reset_optimizer_at_boundary,
+)
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
 from plastic_jax.methods.dash import dash
 from plastic_jax.methods.hare_and_tortoise import hare_and_tortoise
@@ -199,6 +204,32 @@ METHODS = {
             shrink_and_perturb_at_boundary,
             lambda key: {"inner": optax.sgd(0.1), "shrink": 0.4, "perturb": 0.1, "init": fresh, "key": key},
             static_args(shrink_and_perturb_at_boundary),
+        ),
+    ),
+    "reset_optimizer_at_boundary": Method(
+        lambda h, key: reset_optimizer_at_boundary(inner(h)),
+        {},
+        None,
+        (reset_optimizer_at_boundary, lambda key: {"inner": optax.sgd(0.1, momentum=0.9)}, ()),
+    ),
+    "reset_network_at_boundary": Method(
+        lambda h, key: reset_network_at_boundary(inner(h), init=fresh, key=key),
+        {},
+        None,
+        (
+            reset_network_at_boundary,
+            lambda key: {"inner": optax.sgd(0.1), "init": fresh, "key": key},
+            static_args(reset_network_at_boundary),
+        ),
+    ),
+    "reset_head_at_boundary": Method(
+        lambda h, key: reset_head_at_boundary(inner(h), head="Dense_2", init=fresh, key=key),
+        {},
+        None,
+        (
+            reset_head_at_boundary,
+            lambda key: {"inner": optax.sgd(0.1), "head": "Dense_2", "init": fresh, "key": key},
+            static_args(reset_head_at_boundary),
         ),
     ),
     "swr": Method(
