@@ -57,14 +57,29 @@ def trace_units(
         leaves, treedef = jax.tree.flatten(static)
         return params, arrays, _Static(tuple(leaves), treedef)
 
-    def forward(model: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+    def whole(model: Any, *args: Any) -> tuple[Any, ...]:
         params, *rest = split(model)
-        return found.forward(params, *args[: len(states)], *rest, *args[len(states) :])
+        return params, *args[: len(states)], *rest, *args[len(states) :]
+
+    def forward(model: Any, *args: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
+        return found.forward(*whole(model, *args), **more)
+
+    def zeros(model: Any, *args: Any) -> dict[str, Any]:
+        return found.perturbations(*whole(model, *args))
 
     params, *rest = split(model)
     found = _trace_units(apply, params, *rest, *inputs, variables=state, check=check, means=means)
     arguments = len(states) + len(inputs)
-    return dataclasses.replace(found, forward=forward, arguments=arguments, differentiate=eqx.filter_value_and_grad)
+    how = {"forward": forward, "arguments": arguments, "differentiate": _differentiate, "zeros": zeros}
+    return dataclasses.replace(found, **how)
+
+
+def _differentiate(function: Any, has_aux: bool, argnums: Any = 0) -> Any:
+    """`eqx.filter_value_and_grad`, which knows the first argument alone, or of the first two as one."""
+    if argnums == 0:
+        return eqx.filter_value_and_grad(function, has_aux=has_aux)
+    both = eqx.filter_value_and_grad(lambda pair, *args: function(*pair, *args), has_aux=has_aux)
+    return lambda first, second, *args: both((first, second), *args)
 
 
 class _Static(eqx.Module):

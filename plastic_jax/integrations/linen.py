@@ -17,9 +17,12 @@ class TrainState(train_state.TrainState):
         state = state.apply_gradients(grads=grads, features=features)
     """
 
-    def apply_gradients(self, *, grads: Any, features: Any = None, **kwargs: Any) -> Self:
+    def apply_gradients(
+        self, *, grads: Any, features: Any = None, feature_gradients: Any = None, **kwargs: Any
+    ) -> Self:
         """One step; `kwargs` are new values of other fields, as in Flax."""
-        update = functools.partial(optax.with_extra_args_support(self.tx).update, features=features)
+        more = {} if feature_gradients is None else {"feature_gradients": feature_gradients}
+        update = functools.partial(optax.with_extra_args_support(self.tx).update, features=features, **more)
         bound: Any = self.replace(tx=optax.GradientTransformationExtraArgs(self.tx.init, update))
         new: Any = train_state.TrainState.apply_gradients(bound, grads=grads, **kwargs)
         return new.replace(tx=self.tx)

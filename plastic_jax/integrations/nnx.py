@@ -1,7 +1,6 @@
 """Units of Flax nnx modules, for `nnx.Optimizer`."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from flax import nnx
@@ -39,13 +38,21 @@ def trace_units(
         output = model(*inputs)
         return output, nnx.state(model, nnx.Not(wrt))
 
-    def forward(model: nnx.Module, *inputs: Any) -> tuple[Any, dict[str, Any]]:
+    def forward(model: nnx.Module, *inputs: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
         definition, params, rest = nnx.split(model, wrt, ...)
-        (output, new), features = found.forward(params, rest, definition, *inputs)
+        (output, new), features = found.forward(params, rest, definition, *inputs, **more)
         nnx.update(model, new)
         return output, features
 
+    def zeros(model: nnx.Module, *inputs: Any) -> dict[str, Any]:
+        definition, params, rest = nnx.split(model, wrt, ...)
+        return found.perturbations(params, rest, definition, *inputs)
+
+    def differentiate(function: Any, has_aux: bool, argnums: Any = 0) -> Any:
+        first = nnx.DiffState(0, wrt)
+        return nnx.value_and_grad(function, has_aux=has_aux, argnums=first if argnums == 0 else (first, 1))
+
     definition, params, rest = nnx.split(model, wrt, ...)
     found = _trace_units(call, params, definition, *inputs, variables=rest, check=check, means=means)
-    differentiate = functools.partial(nnx.value_and_grad, argnums=nnx.DiffState(0, wrt))
-    return dataclasses.replace(found, forward=forward, arguments=len(inputs), differentiate=differentiate)
+    how = {"forward": forward, "arguments": len(inputs), "differentiate": differentiate, "zeros": zeros}
+    return dataclasses.replace(found, **how)

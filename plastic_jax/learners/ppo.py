@@ -12,6 +12,7 @@ import optax
 
 from plastic_jax.diagnostics import metrics
 from plastic_jax.learners.moments import Moments, deviation, no_moments, normalised, taken_in
+from plastic_jax.learners.supervised import gradients
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.reset import number_replaced
 from plastic_jax.replacement.statistics import feature_matrix
@@ -193,9 +194,10 @@ class PPO:
         units: the unit graph of `ppo_units`, for methods and diagnostics that look at hidden units; `None` without.
         restart: begin every task with a new network (the fresh-network control).
         restart_all: whether a restart also begins the optimizer's state and the running moments.
+        feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
 
     Raises:
-        ValueError: `rollout` is not a multiple of the number of environments.
+        ValueError: `rollout` is not a multiple of the number of environments; gradients in features without `units`.
     """
 
     network: nn.Module
@@ -205,8 +207,11 @@ class PPO:
     units: UnitGraph | None = None
     restart: bool = False
     restart_all: bool = True
+    feature_gradients: bool = False
 
     def __post_init__(self) -> None:
+        if self.feature_gradients and self.units is None:
+            raise ValueError("PPO: feature_gradients needs units, those of ppo_units")
         if self.settings.rollout % self.environments.number:
             raise ValueError(
                 f"rollout: {self.settings.rollout} steps do not divide into {self.environments.number} environments"
@@ -338,19 +343,21 @@ class PPO:
     ) -> tuple[PPOState, dict[str, jax.Array]]:
         """One update; `clock` counts updates."""
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-            output, features = self._forward(params, batch.observation)
+        def objective(params: Any, *perturbations: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+            output, features = self._forward(params, batch.observation, *perturbations)
             loss, seen = self.loss(output, batch, hyper)
             return loss, (seen, features)
 
-        (loss, (seen, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        zeros = None
+        if self.feature_gradients and self.units is not None:
+            zeros = self.units.perturbations(state.params, batch.observation)
+        (loss, (seen, features)), grads, more = gradients(objective, state.params, zeros)
         if self.settings.max_gradient_norm is not None:
             norm = optax.tree.norm(grads)
             scale = jnp.minimum(1.0, self.settings.max_gradient_norm / jnp.maximum(norm, 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, optimizer = transformation.update(
-            grads, state.optimizer, state.params, features=features, boundary=boundary, loss=loss, clock=clock
-        )
+        given = {"features": features, "boundary": boundary, "loss": loss, "clock": clock, **more}
+        updates, optimizer = transformation.update(grads, state.optimizer, state.params, **given)
         return state._replace(params=optax.apply_updates(state.params, updates), optimizer=optimizer), seen
 
     def loss(self, output: Any, batch: Samples, hyper: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -400,8 +407,10 @@ class PPO:
     def _apply(self, params: Any, x: jax.Array) -> Any:
         return self.network.apply({"params": params}, x)
 
-    def _forward(self, params: Any, x: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        return (self._apply(params, x), {}) if self.units is None else self.units.apply(params, x)
+    def _forward(self, params: Any, x: jax.Array, perturbations: Any = None) -> tuple[Any, dict[str, jax.Array]]:
+        if self.units is None:
+            return self._apply(params, x), {}
+        return self.units.apply(params, x, **({} if perturbations is None else {"perturbations": perturbations}))
 
     def _values(self, params: Any, x: jax.Array) -> jax.Array:
         """Values `[steps, E]` of observations `[steps, E, observation_size]`."""

@@ -107,9 +107,10 @@ class SupervisedLearner:
         ordered: let the update of large kernels wait for the backward pass: the same numbers, and faster on the CPU for
             methods whose updates do not need all of the pass anyway.
         axis_name: name of the mapped axis over which `step` averages; `None`: a single device.
+        feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
 
     Raises:
-        ValueError: the network has a field `axis_name` of another value.
+        ValueError: the network has a field `axis_name` of another value; gradients in features without `units`.
     """
 
     network: nn.Module
@@ -128,8 +129,11 @@ class SupervisedLearner:
     probe_in_training: bool = False
     ordered: bool = False
     axis_name: str | None = None
+    feature_gradients: bool = False
 
     def __post_init__(self) -> None:
+        if self.feature_gradients and (self.units is None or self.dropout):
+            raise ValueError("SupervisedLearner: feature_gradients needs units, those of network_units, and no dropout")
         theirs = getattr(self.network, "axis_name", self.axis_name)
         if theirs != self.axis_name:
             name = type(self.network).__name__
@@ -163,18 +167,19 @@ class SupervisedLearner:
             state = state._replace(inputs=inputs)
         forward, x = self._training(state, hyper, clock), normalised(state.inputs, batch.x)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
-            output, variables, features = forward(params, state.variables, x)
+        def objective(params: Any, *perturbations: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+            output, variables, features = forward(params, state.variables, x, *perturbations)
             loss = self._loss(output, batch.y, batch.class_mask)
             # shard_map may know that parameters are the same on every device, and then adds up their gradients by
             # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
             return mean_over(loss, self.axis_name), (output, variables, features)
 
-        (loss, (output, variables, features)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        inputs = (state.variables, x) if state.variables else (x,)
+        zeros = self.units.perturbations(state.params, *inputs) if self.feature_gradients and self.units else None
+        (loss, (output, variables, features)), grads, more = gradients(objective, state.params, zeros)
         grads, variables = mean_over((grads, variables), self.axis_name)
-        updates, optimizer = transformation.update(
-            grads, state.optimizer, state.params, features=features, boundary=batch.boundary, loss=loss, clock=clock
-        )
+        given = {"features": features, "boundary": batch.boundary, "loss": loss, "clock": clock, **more}
+        updates, optimizer = transformation.update(grads, state.optimizer, state.params, **given)
         params = optax.apply_updates(_after(grads, state.params) if self.ordered else state.params, updates)
         if variables and self.units is not None:
             variables = self.units.reset_variables(just_replaced(optimizer), variables)
@@ -262,16 +267,20 @@ class SupervisedLearner:
 
         return forward
 
-    def _forward(self, params: Any, variables: Any, x: jax.Array) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    def _forward(
+        self, params: Any, variables: Any, x: jax.Array, perturbations: Any = None
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """Output, variables and features in training."""
         if self.units is None:
             output, variables = self.transform(_trained(self.network))(params, variables, x)
             return output, variables, {}
-        apply = self.transform(self.units.apply)
+        units = self.units
+        apply = self.transform(lambda more, *args: units.apply(*args, **more))
+        more = {} if perturbations is None else {"perturbations": perturbations}
         if not variables:
-            output, features = apply(params, x)
+            output, features = apply(more, params, x)
             return output, variables, features
-        (output, variables), features = apply(params, variables, x)
+        (output, variables), features = apply(more, params, variables, x)
         return output, variables, features
 
     def _has_modes(self, state: SupervisedState) -> bool:
@@ -323,6 +332,17 @@ class SupervisedLearner:
         # Restart 0 has the initial weights, which are the head's first.
         params, _ = self._fresh(state.params_key, state.restarts)
         return state._replace(params={**state.params, self.head: params[self.head]}, restarts=state.restarts + 1)
+
+
+def gradients(objective: Callable[..., Any], params: Any, zeros: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The objective's value with what else it gives, its gradient, and `feature_gradients` where there are `zeros`.
+
+    The objective takes the parameters and, where there are any, `UnitGraph.perturbations`.
+    """
+    if zeros is None:
+        return *jax.value_and_grad(objective, has_aux=True)(params), {}
+    value, (grads, own) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, zeros)
+    return value, grads, {"feature_gradients": own}
 
 
 def network_units(network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None = None) -> UnitGraph:

@@ -26,8 +26,10 @@ from plastic_jax.checks import check_integer, check_number
 
 GIVEN = ("inner", "units", "key", "init", "step_size", "axis_name")
 """Parameters that are no hyperparameters."""
-EXTRA_ARGUMENTS = ("features", "boundary")
-"""What `update` may need beside gradients, state and parameters; the learners give all of it."""
+EXTRA_ARGUMENTS = ("features", "boundary", "feature_gradients")
+"""What `update` may need beside gradients, state and parameters.
+
+The learners give all of it, `feature_gradients` (the loss's gradient in every value of every unit) where told to."""
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 

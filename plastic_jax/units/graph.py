@@ -165,7 +165,9 @@ class UnitGraph:
         forward: `forward(params, *inputs, **options) -> (output, features)`, features by group name.
         left_out: layers whose units cannot be replaced one by one; `note` says why.
         arguments: how many positional arguments `forward` takes after `params`; `None` where any number.
-        differentiate: what `grad` and `value_and_grad` differentiate with.
+        differentiate: what `grad` and `value_and_grad` differentiate with, as `jax.value_and_grad` with `has_aux`, in
+            the first argument or with `argnums=(0, 1)` in the first two.
+        zeros: what `perturbations` calls; `None`: it asks `forward` for shapes.
     """
 
     groups: tuple[UnitGroup, ...]
@@ -173,15 +175,41 @@ class UnitGraph:
     left_out: tuple[UnitGroup, ...] = ()
     arguments: int | None = None
     differentiate: Callable[..., Any] = jax.value_and_grad
+    zeros: Callable[..., dict[str, jax.Array]] | None = None
 
     def apply(self, params: Any, *inputs: Any, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
         """The model's output and the value of every group's units, from one evaluation.
 
-        `options` are keyword arguments of the model.
+        `options` are keyword arguments of the model. One more, `perturbations`, is added to the units' values where
+        they are made; its gradient at 0 is that in the features, see `perturbations`.
         """
         return self.forward(params, *inputs, **options)
 
-    def value_and_grad(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    def perturbations(self, params: Any, *inputs: Any, **options: Any) -> dict[str, jax.Array]:
+        """Zeros of the features' shapes: arguments of `apply` whose gradients are those in the features.
+
+            zeros = units.perturbations(params, x)
+            loss = lambda params, p: jnp.mean((units.apply(params, x, perturbations=p)[0] - y) ** 2)
+            grads, feature_gradients = jax.grad(loss, argnums=(0, 1))(params, zeros)
+
+        The gradient is that in every value of a unit: of every example, at every position, in every step of a scan, and
+        of every use of a network that is used several times. Where they are zeros and no gradient is taken, XLA removes
+        them. With `means` these are arrays all the same.
+        """
+        if self.zeros is not None:
+            return self.zeros(params, *inputs, **options)
+
+        def shapes(**more: Any) -> dict[str, Any]:
+            return jax.eval_shape(lambda *args: self.forward(*args, **more, **options)[1], params, *inputs)
+
+        features = shapes()
+        if any(isinstance(feature, passes.FeatureMeans) for feature in features.values()):
+            features = shapes(means=False)
+        return passes.zeros_like(features, inputs)
+
+    def value_and_grad(
+        self, loss: Callable[..., Any], has_aux: bool = False, feature_gradients: bool = False
+    ) -> Callable[..., Any]:
         """The loss, its gradient in the parameters, and the features, from one forward and one backward pass.
 
         Features come where `jax.value_and_grad` has auxiliary output; arguments beyond the model's go to the loss:
@@ -192,6 +220,9 @@ class UnitGraph:
             loss: `loss(output, *more)`, a scalar; with `has_aux` a pair `(scalar, aux)`, where `aux` may be a part of
                 the output: running statistics, a new recurrent state.
             has_aux: whether the loss gives such a pair; `(features, aux)` then stands in place of `features`.
+            feature_gradients: whether `(grads, feature_gradients)` stands in place of `grads`: the gradient in every
+                value of every unit too, by group name, of the features' shapes (see `perturbations`), from the same
+                backward pass.
 
         Returns:
             `f(params, *inputs, *more, **options)`, with the inputs as in `apply`: the variables first where the model
@@ -200,14 +231,17 @@ class UnitGraph:
         Raises:
             TypeError: when called with fewer arguments than the model takes.
         """
-        return passes.value_and_grad(self.apply, self.arguments, loss, has_aux, self.differentiate)
+        zeros = self.perturbations if feature_gradients else None
+        return passes.value_and_grad(self.apply, self.arguments, loss, has_aux, self.differentiate, zeros)
 
-    def grad(self, loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    def grad(
+        self, loss: Callable[..., Any], has_aux: bool = False, feature_gradients: bool = False
+    ) -> Callable[..., Any]:
         """The gradient and the features: `grads, features = units.grad(loss)(params, x, y)`; see `value_and_grad`.
 
-        With `has_aux`: `grads, (features, aux)`.
+        With `has_aux`: `grads, (features, aux)`; with `feature_gradients` a pair in place of `grads`.
         """
-        both = self.value_and_grad(loss, has_aux)
+        both = self.value_and_grad(loss, has_aux, feature_gradients)
 
         def gradient(params: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
             (_, more), grads = both(params, *args, **options)

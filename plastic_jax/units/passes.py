@@ -72,10 +72,32 @@ def _samples(value: jax.Array, axes: tuple[int, ...], kept: int) -> jax.Array:
     return moved.reshape(-1, value.shape[axes[0]], *(copies if kept > 1 else ()))
 
 
+def zeros_like(features: Any, inputs: Any) -> Any:
+    """Zeros of the features' shapes that are not the same on all devices where the inputs are not.
+
+    What `shard_map` knows to be the same on every device gets the sum of all devices' gradients.
+    """
+    zeros = jax.tree.map(lambda feature: jnp.zeros(feature.shape, feature.dtype), features)
+    numbers = [x for x in jax.tree.leaves(inputs) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.number)]
+    for x in numbers:
+        if jnp.size(x):
+            own = 0 * (x[(0,) * jnp.ndim(x)] != 0).astype(jnp.int32)  # XLA knows that it is 0, shard_map does not
+            zeros = jax.tree.map(lambda zero, own=own: zero + own.astype(zero.dtype), zeros)
+    return zeros
+
+
 def value_and_grad(
-    apply: Callable[..., Any], arguments: int | None, loss: Callable[..., Any], has_aux: bool, differentiate: Any
+    apply: Callable[..., Any],
+    arguments: int | None,
+    loss: Callable[..., Any],
+    has_aux: bool,
+    differentiate: Any,
+    zeros: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
-    """`f(params, *inputs, *more) -> ((loss, features), grads)`, see `UnitGraph.value_and_grad`."""
+    """`f(params, *inputs, *more) -> ((loss, features), grads)`, see `UnitGraph.value_and_grad`.
+
+    With `zeros`, which gives perturbations, the gradient in them stands beside that in the parameters.
+    """
 
     def run(params: Any, *args: Any, **options: Any) -> Any:
         n = len(args) if arguments is None else arguments
@@ -85,14 +107,21 @@ def value_and_grad(
                 f"got {len(args)}; those after the model's go to the loss"
             )
 
-        def objective(params: Any, *args: Any) -> tuple[Any, Any]:
-            output, features = apply(params, *args[:n], **options)
+        def objective(params: Any, *args: Any, **more: Any) -> tuple[Any, Any]:
+            output, features = apply(params, *args[:n], **more, **options)
             value = loss(output, *args[n:])
             if not has_aux:
                 return value, features
             value, aux = value
             return value, (features, aux)
 
-        return differentiate(objective, has_aux=True)(params, *args)
+        if zeros is None:
+            return differentiate(objective, has_aux=True)(params, *args)
+
+        def perturbed(params: Any, perturbations: Any, *args: Any) -> tuple[Any, Any]:
+            return objective(params, *args, perturbations=perturbations)
+
+        blank = zeros(params, *args[:n], **options)
+        return differentiate(perturbed, has_aux=True, argnums=(0, 1))(params, blank, *args)
 
     return run

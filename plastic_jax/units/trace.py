@@ -111,11 +111,15 @@ class Forward:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"seen": {}}
 
-    def __call__(self, *args: Any, means: bool | None = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self, *args: Any, means: bool | None = None, perturbations: Mapping[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
         traced, arrays, found = self.look(args, options)
         names = [group.name for group in found.groups]
         axes = [self.axes.get(group.name, group.feature_axes) for group in found.groups]
-        outputs, features = evaluate(traced.program, arrays, found.taps, axes, self.means if means is None else means)
+        added = None if perturbations is None else [perturbations.get(name) for name in names]
+        means = self.means if means is None else means
+        outputs, features = evaluate(traced.program, arrays, found.taps, axes, means, added)
         outputs = [o if isinstance(o, jax.Array) else jnp.asarray(o) for o in outputs]
         return jax.tree.unflatten(traced.structure, outputs), {
             name: feature for name, feature in zip(names, features, strict=True) if name not in self.dropped
