@@ -15,16 +15,19 @@ from plastic_jax.methods.continual_backprop import (
     ContinualBackpropState,
     continual_backprop,
 )
+from plastic_jax.methods.cpr import CPR_STATIC_ARGS, CPRState, cpr
 from plastic_jax.methods.dash import DASHState, dash
 from plastic_jax.methods.hare_and_tortoise import HareAndTortoiseState, hare_and_tortoise
 from plastic_jax.methods.l2_init import L2InitState, l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
+from plastic_jax.methods.regrama import REGRAMA_STATIC_ARGS, RegramaState, regrama
 from plastic_jax.methods.shrink_and_perturb import (
     ShrinkAndPerturbState,
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
+from plastic_jax.methods.snr import SNR_STATIC_ARGS, SNRState, snr
 from plastic_jax.methods.swr import SWRState, swr
 from plastic_jax.methods.upgd import FeatureUPGDState, UPGDState, ada_upgd, feature_upgd, upgd
 from plastic_jax.methods.weight_decay import weight_decay
@@ -39,12 +42,16 @@ from plastic_jax.units import FeatureMeans, Slice, UnitGraph, UnitGroup, trace_u
 
 __all__ = [
     "CONTINUAL_BACKPROP_STATIC_ARGS",
+    "CPR_STATIC_ARGS",
     "MLP",
     "REDO_STATIC_ARGS",
+    "REGRAMA_STATIC_ARGS",
+    "SNR_STATIC_ARGS",
     "UTILITIES",
     "AdamState",
     "BatchNorm",
     "BoundaryResetState",
+    "CPRState",
     "ContinualBackpropState",
     "ConvNet",
     "DASHState",
@@ -55,8 +62,10 @@ __all__ = [
     "Initializer",
     "L2InitState",
     "RedoState",
+    "RegramaState",
     "ReplacementWarning",
     "ResNet",
+    "SNRState",
     "SWRState",
     "ShrinkAndPerturbState",
     "Slice",
@@ -71,6 +80,7 @@ __all__ = [
     "adam",
     "as_products",
     "continual_backprop",
+    "cpr",
     "dash",
     "diagnose",
     "feature_upgd",
@@ -80,12 +90,14 @@ __all__ = [
     "muon",
     "published_shrink_and_perturb",
     "redo",
+    "regrama",
     "replacement_effect",
     "reset_head_at_boundary",
     "reset_network_at_boundary",
     "reset_optimizer_at_boundary",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
+    "snr",
     "swr",
     "trace_units",
     "trainability",

@@ -95,20 +95,26 @@ def warn_of_groups(method: str, units: UnitGraph) -> None:
         )
 
 
-def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> None:
-    """`update` got the parameters, and of every group a feature array of its width.
+def check_params(method: str, params: Any) -> None:
+    """ValueError where `update` got no parameters."""
+    if params is None:
+        raise ValueError(f"{method}: update needs `params`; call update(grads, state, params)")
+
+
+def check_update(method: str, units: UnitGraph, params: Any, features: Any, argument: str = "features") -> None:
+    """`update` got the parameters, and of every group an array of its width in the extra argument of that name.
 
     Raises:
         ValueError: one is missing or has another shape.
     """
-    for name, value in (("params", params), ("features", features)):
+    for name, value in (("params", params), (argument, features)):
         if value is None:
-            call = "update(grads, state, params, features=features)"
+            call = f"update(grads, state, params, {argument}={argument})"
             raise ValueError(f"{method}: update needs `{name}`; call {call}")
     for group in units.groups:
         if group.name not in features:
             there = ", ".join(sorted(features))
-            raise ValueError(f"{method}: features has no entry '{group.name}'; there are: {there}")
+            raise ValueError(f"{method}: {argument} has no entry '{group.name}'; there are: {there}")
         feature, axes = features[group.name], group.feature_axes
         if isinstance(feature, FeatureMeans):
             feature, axes = feature.mean, (-2, -1)
@@ -116,5 +122,5 @@ def check_update(method: str, units: UnitGraph, params: Any, features: Any) -> N
         there = all(-len(shape) <= axis < len(shape) for axis in axes)
         if not there or math.prod(shape[axis] for axis in axes) != group.width * group.copies:
             copies = f" at {group.copies} positions" if group.copies > 1 else ""
-            what = f"features['{group.name}'] of shape {shape}"
+            what = f"{argument}['{group.name}'] of shape {shape}"
             raise ValueError(f"{method}: {what} has not {group.width} units{copies}")

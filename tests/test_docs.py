@@ -137,6 +137,9 @@ def test_every_public_name_is_in_the_reference(site):
     [
         ("continual_backprop", plastic_jax.continual_backprop),
         ("redo", plastic_jax.redo),
+        ("regrama", plastic_jax.regrama),
+        ("snr", plastic_jax.snr),
+        ("cpr", plastic_jax.cpr),
         ("shrink_and_perturb", plastic_jax.shrink_and_perturb),
         ("shrink_and_perturb", plastic_jax.published_shrink_and_perturb),
         ("shrink_and_perturb", plastic_jax.shrink_and_perturb_at_boundary),

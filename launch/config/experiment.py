@@ -244,7 +244,7 @@ def warnings(plan: Plan) -> list[str]:
         numbers = [lane.hyper.get("maturity_threshold", -1) for lane in job.lanes]
         never = sum(threshold >= updates for threshold in numbers)
         batch = getattr(plan.task.spec, "batch", None)
-        if batch == 1 and "period" in job.method.settings and job.lanes[0].hyper["decay_rate"] == 0:
+        if batch == 1 and "period" in job.method.settings and job.lanes[0].hyper.get("decay_rate") == 0:
             lines.append(
                 f"{job.label}: with decay_rate=0 it looks at the one example of a step, on which about half of all "
                 "ReLU units are silent; decay_rate=0.99 averages over steps"

@@ -122,6 +122,13 @@ class MethodSpec:
         return self.signature is not None and "units" in self.signature.parameters
 
     @property
+    def needs_feature_gradients(self) -> bool:
+        """Whether it, or its inner method, is given the gradients in the features."""
+        needs = () if self.signature is None else self.signature.needs
+        inner = METHODS[self.inner] if self.inner else None
+        return "feature_gradients" in needs or (inner is not None and inner.needs_feature_gradients)
+
+    @property
     def task_aware(self) -> bool:
         """Whether it sees task boundaries."""
         needs = () if self.signature is None else self.signature.needs
@@ -234,6 +241,9 @@ METHODS: dict[str, MethodSpec] = {
             defaults={"optimizer": "adam", "step_size": 1e-3},
         ),
         _method("redo", inner="l2", defaults={"weight_decay": 0.0}),
+        _method("regrama", inner="l2", defaults={"weight_decay": 0.0}),
+        _method("snr", inner="l2", defaults={"weight_decay": 0.0}),
+        _method("cpr", inner="l2", defaults={"weight_decay": 0.0}),
         MethodSpec(
             "dropout",
             "hidden units are dropped at random in training",

@@ -71,6 +71,7 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
         probe_in_training=task.probe_in_training,
         ordered=not job.method.needs_units,
         axis_name=axis_name,
+        feature_gradients=job.method.needs_feature_gradients,
     )
     return supervised_program(task, learner, plan.bin)
 
@@ -97,6 +98,7 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
             units,
             restart=job.method.restart,
             restart_all=job.static.get("restart_all", True),
+            feature_gradients=job.method.needs_feature_gradients,
         )
     except ValueError as error:
         raise InputError(f"--learner: {error}") from None

@@ -45,7 +45,7 @@ def all_warnings(plan: Plan) -> list[str]:
 
 def _of_rates(plan: Plan, job: Job) -> list[str]:
     """Rates that replace nothing in the run, and those beyond what a step may replace."""
-    if "replacement_rate" not in job.method.settings:
+    if not {"replacement_rate", "maturity_threshold"} <= job.method.settings.keys():
         return []
     # Where no unit ever gets old enough, that is said of all lanes at once.
     settings = {(lane.hyper["replacement_rate"], int(lane.hyper["maturity_threshold"])) for lane in job.lanes}

@@ -174,8 +174,8 @@ class SupervisedLearner:
             # itself. The mean of the loss makes that sum the mean; the mean of the gradients serves all other cases.
             return mean_over(loss, self.axis_name), (output, variables, features)
 
-        inputs = (state.variables, x) if state.variables else (x,)
-        zeros = self.units.perturbations(state.params, *inputs) if self.feature_gradients and self.units else None
+        shown = (state.variables, x) if state.variables else (x,)
+        zeros = self.units.perturbations(state.params, *shown) if self.feature_gradients and self.units else None
         (loss, (output, variables, features)), grads, more = gradients(objective, state.params, zeros)
         grads, variables = mean_over((grads, variables), self.axis_name)
         given = {"features": features, "boundary": batch.boundary, "loss": loss, "clock": clock, **more}

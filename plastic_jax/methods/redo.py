@@ -1,57 +1,26 @@
 """ReDo: at regular intervals, units that have fallen silent start afresh."""
 
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
-from plastic_jax.inner import frozen_leaves, with_extra_args
-from plastic_jax.lanes import any_lane
+from plastic_jax.checks import check_update
 from plastic_jax.methods.signature import Range, method, static_args
-from plastic_jax.paths import leaf_key
-from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
-from plastic_jax.replacement.replacement_log import empty, record
-from plastic_jax.replacement.reset import (
-    Replacement,
-    add_replaced,
-    check_units,
-    draw_replacement,
-    forget_units,
-    network_params,
-    replace_units,
-    without_frozen,
-)
-from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute
-from plastic_jax.replacement.step_counts import count_by_weight
+from plastic_jax.replacement.dormant import DormantState, recycle_dormant_units, relative_activity
+from plastic_jax.replacement.initializers import InitializerName, UnitInitializer
+from plastic_jax.replacement.statistics import mean_absolute
 from plastic_jax.units.graph import UnitGraph, UnitGroup
+
+__all__ = ["REDO_STATIC_ARGS", "RedoState", "redo", "relative_activity", "unit_activity"]
 
 _NAME = "redo"
 
 
-class RedoState(NamedTuple):
-    """State of ReDo; dictionaries are by group name.
-
-    Attributes:
-        inner: the inner optimizer's state.
-        key: uint32, data of a random key, never changed; step `t` uses `fold_in(key, t)`.
-        count: int32 scalar, steps counted; saturates.
-        age: int32 `[width]`, steps since a unit was made; saturates.
-        replaced: int32 scalar, units replaced so far; saturates.
-        activity: float `[width]`, running average of E|h|, not corrected for age.
-        log: the last replacements, see `plastic_jax.replacement.replacement_log`; `None` with `log_size=0`.
-    """
-
-    inner: Any
-    key: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    age: dict[str, jax.Array]
-    replaced: dict[str, jax.Array]
-    activity: dict[str, jax.Array]
-    log: Any = None
-
-    per_unit = ("age", "activity")  # what a replaced unit starts with at 0
+RedoState = DormantState
+"""State of ReDo."""
 
 
 @method("features")
@@ -68,6 +37,10 @@ def redo(
     reset_state: bool = True,
     axis_name: str | None = None,
     log_size: Annotated[int, Range(0)] = 0,
+    bias_initializer: Literal["zero"] | InitializerName | UnitInitializer = "zero",
+    zero_last: bool = False,
+    reset_bias_state: bool = True,
+    reset_counts: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Every `period` steps, replaces the units that are dormant: much less active than the mean of their group.
 
@@ -106,6 +79,11 @@ def redo(
         axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
             batch are averaged, so that the same units go on every device; the gradients come averaged already.
         log_size: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
+        bias_initializer: what a fresh bias is: 0, or one weight of this law.
+        zero_last: whether a weight that leaves one replaced unit and enters another is 0, and not redrawn.
+        reset_bias_state: whether the inner optimizer's statistics of fresh biases start afresh with `reset_state`.
+        reset_counts: whether, at every period and whether or not a unit goes, the inner optimizer's step counts of all
+            weights that enter or leave units begin again (`plastic_jax.adam`; a count that all share goes on).
 
     `update` needs `params` and the extra argument `features`, by group name; others are handed to `inner`.
 
@@ -122,73 +100,36 @@ def redo(
         Sokar, Agarwal, Castro and Evci, "The dormant neuron phenomenon in deep reinforcement learning", ICML 2023.
 
     Differs from the code of Dohare et al. 2024, which keeps the inner optimizer's statistics (`reset_state=False`), and
-    replaces none of a group in which all units are silent; here all of them go.
+    replaces none of a group in which all units are silent; here all of them go. Two other releases are settings:
+    google/dopamine (the authors') draws with `initializer="xavier_uniform", zero_last=True, reset_bias_state=False`
+    under a shared step count (`optax.adam`); timoklein/redo has `bias_initializer="torch_default", reset_counts=True`.
+    Both look at a batch again after the step: hand in the features of that pass.
     """
-    inner = with_extra_args(inner)
-    frozen = frozen_leaves(inner)
-    key = typed_key(_NAME, key)
-    check_parts(_NAME, units, initializer)
-    warn_of_groups(_NAME, units)
-    initializers = {g.name: unit_initializer(initializer, g.activation) for g in units.groups}
 
-    def init(params: Any) -> RedoState:
-        weights = network_params(params)
-        check_units(units, weights, _NAME)
-        age = {g.name: jnp.zeros(g.width, jnp.int32) for g in units.groups}
-        none = {g.name: jnp.zeros([], jnp.int32) for g in units.groups}
-        activity = {g.name: jnp.zeros(g.width, group_dtype(g, weights)) for g in units.groups}
-        start = jax.random.key_data(leaf_key(key, _NAME)), jnp.zeros([], jnp.int32)
-        inner_state = count_by_weight(inner.init(params), units, weights)
-        return RedoState(inner_state, *start, age, none, activity, empty(log_size, age))
-
-    def choose(group: UnitGroup, activity: jax.Array, params: Any, now: jax.Array, step_key: jax.Array) -> Replacement:
-        score = relative_activity(activity)
-        index = jnp.argsort(score, stable=True)[:max_replacements].astype(jnp.int32)
-        valid = (score[index] <= threshold) & now
-        return draw_replacement(group, index, valid, leaf_key(step_key, group.name), initializers[group.name], params)
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, features: Any = None, **extra: Any
-    ) -> tuple[Any, RedoState]:
+    def activity(gradients: Any, params: Any, extra: Mapping[str, Any]) -> dict[str, jax.Array]:
+        del gradients
+        features: Any = extra.get("features")
         check_update(_NAME, units, params, features)
-        extra["features"] = features
-        live = without_frozen(units, frozen(params, extra))
-        updates, inner_state = inner.update(updates, state.inner, params, **extra)
-        eta = {n: jnp.asarray(decay_rate, a.dtype) for n, a in state.activity.items()}
-        seen = {g.name: unit_activity(g, features[g.name], axis_name) for g in units.groups}
-        counts = all_finite(seen)
+        return {g.name: unit_activity(g, features[g.name], axis_name) for g in units.groups}
 
-        def if_counted(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, old)
-
-        count = if_counted(optax.safe_increment(state.count), state.count)
-        now = counts & (count % period == 0)
-        age = if_counted(jax.tree.map(optax.safe_increment, state.age), state.age)
-        activity = if_counted(
-            {n: eta[n] * a + (1.0 - eta[n]) * seen[n] for n, a in state.activity.items()}, state.activity
-        )
-
-        def reset() -> Any:
-            step_key = jax.random.fold_in(
-                jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key)), state.count
-            )
-            mean = {n: a / -jnp.expm1(age[n] * jnp.log(eta[n])) for n, a in activity.items()}  # corrected for age
-            picks = {g.name: Replacement.of_none() for g in units.groups}
-            picks |= {g.name: choose(g, mean[g.name], network_params(params), now, step_key) for g in live.groups}
-            edited = replace_units(inner, live, picks, params, updates, inner_state, reset_state)
-            gone = {g.name: picks[g.name].mask(g.width) for g in units.groups}
-            score = {n: relative_activity(a) for n, a in mean.items()}
-            return *edited, gone, record(state.log, state.count, picks, age, score)
-
-        def leave() -> Any:
-            return updates, inner_state, {g.name: jnp.zeros(g.width, bool) for g in units.groups}, state.log
-
-        updates, inner_state, gone, log = jax.lax.cond(any_lane(now), reset, leave)
-        replaced = add_replaced(state.replaced, gone)
-        after = RedoState(inner_state, state.key, count, age, replaced, activity, log)
-        return updates, forget_units(after, gone)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return recycle_dormant_units(
+        _NAME,
+        inner,
+        units,
+        activity,
+        threshold=threshold,
+        period=period,
+        decay_rate=decay_rate,
+        initializer=initializer,
+        key=key,
+        max_replacements=max_replacements,
+        reset_state=reset_state,
+        log_size=log_size,
+        bias_initializer=bias_initializer,
+        zero_last=zero_last,
+        reset_bias_state=reset_bias_state,
+        reset_counts=reset_counts,
+    )
 
 
 REDO_STATIC_ARGS = static_args(redo)
@@ -198,12 +139,3 @@ REDO_STATIC_ARGS = static_args(redo)
 def unit_activity(group: UnitGroup, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Mean |h| of each unit over the batch and all positions, `[width]`."""
     return jnp.mean(mean_absolute(group, feature, axis_name), axis=1)
-
-
-def relative_activity(activity: jax.Array) -> jax.Array:
-    """ReDo's score: the activity of each unit over the mean of its group, `[width]`; 0 where all are silent.
-
-    NaN where an activity is NaN: such units are not dormant.
-    """
-    mean = jnp.mean(activity)
-    return jnp.where(mean == 0, 0, activity / jnp.where(mean == 0, 1, mean))

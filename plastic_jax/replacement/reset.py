@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plastic_jax.paths import get_leaf, leaf_names, name_number, named_leaves, set_leaves
+from plastic_jax.paths import get_leaf, leaf_key, leaf_names, name_number, named_leaves, set_leaves
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
@@ -30,12 +30,16 @@ class Replacement(NamedTuple):
     Attributes:
         index: int32 `[n]`, their numbers.
         valid: bool `[n]`, which entries of `index` count.
-        fresh: per incoming kernel, by the slice's name, `[n, copies * fan_in]` new weights.
+        fresh: per incoming kernel, by the slice's name, `[n, copies * fan_in]` new weights; a bias that has an entry,
+            `[n, copies]`, gets that in place of 0.
+        amount: float `[n]`, how far the kernels go from what they are to what a new unit's are, in [0, 1]; biases,
+            scales and shifts stay. `None`: all the way, biases, scales and shifts too.
     """
 
     index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     valid: jax.Array
     fresh: dict[str, jax.Array]
+    amount: jax.Array | None = None
 
     @classmethod
     def of_none(cls) -> "Replacement":
@@ -46,12 +50,18 @@ class Replacement(NamedTuple):
         """bool `[width]`, true for the units that go."""
         return jnp.any(self._one_hot(width), axis=0)
 
+    def share(self, width: int) -> jax.Array:
+        """`[width]`, the mask, or with `amount` how far each unit goes."""
+        if self.amount is None:
+            return self.mask(width)
+        return jnp.sum(jnp.where(self._one_hot(width), self.amount[:, None], 0), axis=0)
+
     def _one_hot(self, width: int) -> jax.Array:
         return (self.index[:, None] == jnp.arange(width)) & self.valid[:, None]
 
 
 class _Edit(NamedTuple):
-    """A leaf becomes `value` where `mask`; both broadcast to its shape."""
+    """A leaf becomes `value` where `mask`, or goes the share `mask` of the way; both broadcast to its shape."""
 
     mask: jax.Array
     value: jax.Array | float
@@ -92,13 +102,21 @@ def draw_replacement(
     key: jax.Array,
     initializer: UnitInitializer,
     params: Any,
+    bias_initializer: UnitInitializer | None = None,
 ) -> Replacement:
     """Fresh incoming weights for the units `index`; each kernel is drawn with a key made from its own name.
 
-    Where a kernel makes each copy of a unit with weights of its own, every copy gets a draw of its own.
+    Where a kernel makes each copy of a unit with weights of its own, every copy gets a draw of its own. A fresh bias is
+    the first entry of a row that `bias_initializer` draws for the unit's first kernel.
     """
     numbers = [name_number(s.name) for s in group.incoming_kernels]
-    return Replacement(index, valid, _named(group, _draw(group, len(index), key, numbers, initializer, params)))
+    fresh = _named(group, _draw(group, len(index), key, numbers, initializer, params))
+    for s in group.incoming:
+        if s.role == "bias" and bias_initializer is not None:
+            size, fan, dtype = s.copies * s.fan, group.incoming_kernels[0].fan, get_leaf(params, s.path).dtype
+            rows = bias_initializer(leaf_key(key, s.name), len(index) * size, fan, group.width, dtype)
+            fresh[s.name] = rows[:, 0].reshape(len(index), size)
+    return Replacement(index, valid, fresh)
 
 
 def choose_and_draw(
@@ -176,6 +194,9 @@ def replace_units(
     updates: Any,
     inner_state: Any,
     reset_state: bool,
+    *,
+    zero_last: bool = False,
+    reset_bias_state: bool = True,
 ) -> tuple[Any, Any]:
     """Updates and inner state of a step in which units are replaced.
 
@@ -190,9 +211,13 @@ def replace_units(
         updates: the inner optimizer's updates.
         inner_state: its state after them.
         reset_state: whether its statistics of replaced units start afresh.
+        zero_last: whether a weight that leaves one replaced unit and enters another is 0, and not redrawn.
+        reset_bias_state: whether the statistics of the biases are among those that start afresh.
     """
-    edits = _edits(units, replacements, network_params(params))
-    updates, inner_state = _applied(inner, edits, params, updates, inner_state, reset_state)
+    edits = _edits(units, replacements, network_params(params), zero_last)
+    biases = {s.path for g in units.groups for s in g.incoming if s.role == "bias"}
+    kept = frozenset() if reset_bias_state else biases
+    updates, inner_state = _applied(inner, edits, params, updates, inner_state, reset_state, kept)
     if reset_state:
         inner_state = forget_units(inner_state, {g.name: replacements[g.name].mask(g.width) for g in units.groups})
     return updates, inner_state
@@ -232,10 +257,11 @@ def _applied(
     updates: Any,
     inner_state: Any,
     reset_state: bool,
+    kept: Collection[str] = (),
 ) -> tuple[Any, Any]:
     updates = _edited(edits, params, updates)
     if reset_state:
-        masks = _mask(edits, network_params(params))
+        masks = _mask({path: e for path, e in edits.items() if path not in kept}, network_params(params))
         inner_state = reset_inner_state(inner, inner_state, optax.apply_updates(params, updates), masks)
     return updates, inner_state
 
@@ -309,6 +335,24 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
     return jax.tree.map(
         lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state
     )
+
+
+def restart_counts(
+    inner: optax.GradientTransformation, units: UnitGraph, state: Any, params: Any, now: jax.Array
+) -> Any:
+    """The inner optimizer's state with, where `now`, the step counts of all parameters around the units begun again.
+
+    Counts are the whole numbers that it keeps of parameters (`plastic_jax.adam`); one that all parameters share stays.
+    """
+    around = {s.path for g in units.groups for s in (*g.incoming, *g.outgoing)}
+    leaves = [jnp.full(leaf.shape, name in around) & now for name, leaf in named_leaves(network_params(params))]
+    masks = jax.tree.unflatten(jax.tree.structure(network_params(params)), leaves)
+
+    def restart(mask: Any, fresh: Any, old: Any) -> Any:
+        counts = mask is not False and jnp.issubdtype(old.dtype, jnp.integer)
+        return jnp.where(mask, fresh, old) if counts else old
+
+    return jax.tree.map(restart, _statistics(inner, state, params, masks), inner.init(params), state)
 
 
 def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, masks: Any) -> Any:
@@ -417,37 +461,58 @@ def transferred_bias(units: UnitGraph, replacements: Mapping[str, Replacement], 
     return gains
 
 
-def _edits(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any) -> dict[str, list[_Edit]]:
-    """Edits by parameter, in the order in which they apply: all zeros first, so that a redraw wins."""
+def soften_units(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, updates: Any) -> Any:
+    """Updates after which every unit's kernels have gone the share `amount` of the way to what a new one's are.
+
+        outgoing: w <- (1 - r) w,   then incoming: w <- (1 - r) w + r fresh
+
+    with `w` where `updates` takes it. Units of amount 0 stay where they are, bit for bit.
+    """
+    return _edited(_edits(units, replacements, network_params(params)), params, updates)
+
+
+def _edits(
+    units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, zero_last: bool = False
+) -> dict[str, list[_Edit]]:
+    """Edits by parameter, in the order in which they apply: all zeros first, so that a redraw wins, or last."""
     edits: dict[str, list[_Edit]] = {}
     shapes = {name: jnp.shape(leaf) for name, leaf in named_leaves(params)}
     going = [(group, replacements[group.name]) for group in units.groups if replacements[group.name].index.size]
+    redrawn: dict[str, list[_Edit]] = {}
     for group, replacement in going:
-        mask = replacement.mask(group.width)
+        mask = replacement.share(group.width)
         for s in group.outgoing:
             edits.setdefault(s.path, []).append(_Edit(s.spread(mask, shapes[s.path]), 0.0))
-    for group, replacement in going:
         for s in group.incoming:
-            edits.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shapes[s.path]))
-    return edits
+            redrawn.setdefault(s.path, []).extend(_incoming_edits(s, replacement, group.width, shapes[s.path]))
+    first, last = (redrawn, edits) if zero_last else (edits, redrawn)
+    return {path: [*first.get(path, []), *last.get(path, [])] for path in {**edits, **redrawn}}
 
 
 def _incoming_edits(s: Slice, replacement: Replacement, width: int, shape: tuple[int, ...]) -> list[_Edit]:
-    if s.role != "kernel":
+    if s.role != "kernel" and replacement.amount is not None:
+        return []
+    if s.name not in replacement.fresh:
         value = 1.0 if s.role in ("scale", "var") else 0.0
         return [_Edit(s.spread(replacement.mask(width), shape), value)]
     own = (*s.copy_dims, *s.fan_dims)
     masks, rows = replacement._one_hot(width), replacement.fresh[s.name]
-    if len(rows) > _ROWS_ONE_BY_ONE:
+    if len(rows) > _ROWS_ONE_BY_ONE or replacement.amount is not None:
         by_unit = rows[jnp.argmax(masks, axis=0)]
-        return [_Edit(s.spread(jnp.any(masks, axis=0), shape), s.spread(by_unit, shape, (*s.unit_dims, *own)))]
+        return [_Edit(s.spread(replacement.share(width), shape), s.spread(by_unit, shape, (*s.unit_dims, *own)))]
     return [_Edit(s.spread(masks[i], shape), s.spread(rows[i], shape, own)) for i in range(len(rows))]
 
 
 def _edited(edits: dict[str, list[_Edit]], params: Any, updates: Any) -> Any:
     if isinstance(params, optax.LookaheadParams):
         return optax.LookaheadParams(*(_edited(edits, *pair) for pair in zip(params, updates, strict=True)))
-    return _edit(edits, lambda mask, value, update, param: jnp.where(mask, value - param, update), updates, params)
+
+    def go(mask: jax.Array, value: Any, update: jax.Array, param: jax.Array) -> jax.Array:
+        if mask.dtype == bool:
+            return jnp.where(mask, value - param, update)
+        return (update + mask * (value - (param + update))).astype(update.dtype)
+
+    return _edit(edits, go, updates, params)
 
 
 def _mask(edits: dict[str, list[_Edit]], params: Any) -> Any:

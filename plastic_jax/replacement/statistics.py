@@ -38,6 +38,19 @@ def mean_absolute(group: UnitGroup, feature: jax.Array | FeatureMeans, axis_name
     return mean_feature(group, jnp.abs(feature), axis_name)
 
 
+def largest_feature(group: UnitGroup, feature: jax.Array | FeatureMeans, axis_name: str | None = None) -> jax.Array:
+    """The largest value of each unit over the mapped axis, the batch and all positions, `[width]`.
+
+    Of means, a number above 0 where any value was: `E |h| + E h` is 0, up to rounding, where none is.
+    """
+    if isinstance(feature, FeatureMeans):
+        above = jnp.max(feature.absolute + feature.mean - 1e-6 * feature.absolute, axis=1)
+    else:
+        axes = tuple(axis % feature.ndim for axis in group.feature_axes)
+        above = jnp.max(feature, tuple(axis for axis in range(feature.ndim) if axis != axes[0]))
+    return above if axis_name is None else jax.lax.pmax(above, axis_name)
+
+
 def all_finite(means: Mapping[str, jax.Array]) -> jax.Array:
     """Whether all means are finite, 0-d bool; a mean is not where one of its values is not."""
     values = [mean.ravel() for mean in means.values()]
@@ -79,7 +92,7 @@ def unit_stats(
     else:
         kind, centred = UnitStats, mean_feature(group, jnp.abs(feature - _like(feature, centre, group)), axis_name)
     return kind(
-        incoming_magnitude=_magnitude(group.incoming_kernels, params, 1),
+        incoming_magnitude=incoming_magnitude(group, params),
         outgoing_magnitude=_magnitude(group.outgoing_kernels, params, group.copies),
         mean_absolute=mean_absolute(group, feature, axis_name),
         mean_absolute_centred=centred,
@@ -93,6 +106,11 @@ def _like(feature: jax.Array, centre: jax.Array, group: UnitGroup) -> jax.Array:
     ordered = centre.reshape([feature.shape[a] for a in axes])
     ordered = jnp.transpose(ordered, [axes.index(a) for a in sorted(axes)])
     return jnp.expand_dims(ordered, [a for a in range(feature.ndim) if a not in axes])
+
+
+def incoming_magnitude(group: UnitGroup, tree: Any) -> jax.Array:
+    """Mean of |w| over each unit's incoming kernels, `[width, 1]`; of the parameters, or of a tree like them."""
+    return _magnitude(group.incoming_kernels, tree, 1)
 
 
 def _magnitude(slices: tuple[Slice, ...], params: Any, copies: int) -> jax.Array:

@@ -23,16 +23,19 @@ from plastic_jax.methods.boundary_resets import (
     reset_optimizer_at_boundary,
 )
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
+from plastic_jax.methods.cpr import CPR_STATIC_ARGS, cpr
 from plastic_jax.methods.dash import dash
 from plastic_jax.methods.hare_and_tortoise import hare_and_tortoise
 from plastic_jax.methods.l2_init import l2_init
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
+from plastic_jax.methods.regrama import REGRAMA_STATIC_ARGS, regrama
 from plastic_jax.methods.shrink_and_perturb import (
     published_shrink_and_perturb,
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
 from plastic_jax.methods.signature import static_args
+from plastic_jax.methods.snr import SNR_STATIC_ARGS, snr
 from plastic_jax.methods.swr import swr
 from plastic_jax.methods.upgd import feature_upgd, upgd
 from plastic_jax.methods.weight_decay import weight_decay
@@ -44,6 +47,8 @@ Y = jax.random.normal(jax.random.key(1), (5, 2))
 PARAMS: Any = NETWORK.init(jax.random.key(2), X)["params"]
 UNITS = trace_units(lambda params, x: NETWORK.apply({"params": params}, x), PARAMS, X)
 KEY = jax.random.key(3)
+_VALUES = UNITS.apply(PARAMS, X)[1]
+FEATURES: Any = {"features": _VALUES, "feature_gradients": jax.tree.map(jnp.sin, _VALUES)}
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -140,6 +145,38 @@ METHODS = {
             redo,
             lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "threshold": 0.9, "period": 1, "key": key},
             REDO_STATIC_ARGS,
+        ),
+    ),
+    "regrama": Method(
+        lambda h, key: regrama(inner(h), UNITS, threshold=h["threshold"], period=h["period"], key=key),
+        {"threshold": 0.9, "period": 2},
+        {"threshold": 0.9, "period": 1000},
+        (
+            regrama,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "threshold": 0.9, "period": 1, "key": key},
+            REGRAMA_STATIC_ARGS,
+        ),
+    ),
+    "snr": Method(
+        lambda h, key: snr(
+            inner(h), UNITS, initial_limit=h["limit"], percentile=h["share"], period=3, longest_silence=4, key=key
+        ),
+        {"limit": 1.0, "share": 0.5},
+        {"limit": 100.0},
+        (
+            snr,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "initial_limit": 1.0, "key": key},
+            SNR_STATIC_ARGS,
+        ),
+    ),
+    "cpr": Method(
+        lambda h, key: cpr(inner(h), UNITS, replacement_rate=h["rate"], period=h["period"], key=key),
+        {"rate": 0.3, "period": 2},
+        {"rate": 0.0, "period": 1},
+        (
+            cpr,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "replacement_rate": 0.3, "period": 1, "key": key},
+            CPR_STATIC_ARGS,
         ),
     ),
     "weight_decay": Method(
@@ -313,15 +350,20 @@ def numbers(method, **change):
 
 
 def one_step(tx, params, state, clock, **extra):
-    def loss(params):
-        output, features = UNITS.apply(params, X.astype(params["Dense_0"]["kernel"].dtype))
-        return jnp.mean((output - Y) ** 2), features
-
-    (value, features), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    learned = UNITS.value_and_grad(lambda output: jnp.mean((output - Y) ** 2), feature_gradients=True)
+    (value, features), (gradient, own) = learned(params, X.astype(params["Dense_0"]["kernel"].dtype))
     update: Any = optax.with_extra_args_support(tx).update
     clock = jnp.asarray(clock, jnp.int32)
     updates, state = update(
-        gradient, state, params, features=features, boundary=clock == 3, loss=value, clock=clock, **extra
+        gradient,
+        state,
+        params,
+        features=features,
+        feature_gradients=own,
+        boundary=clock == 3,
+        loss=value,
+        clock=clock,
+        **extra,
     )
     return optax.apply_updates(params, updates), state
 
@@ -388,7 +430,7 @@ def test_lanes_scan_and_python_loop_agree(method):
 def test_compiled_is_eager(method):
     tx = method.build(numbers(method), KEY)
     state, gradient = tx.init(PARAMS), jax.tree.map(jnp.cos, PARAMS)
-    extra = {"features": UNITS.apply(PARAMS, X)[1], "boundary": jnp.array(True), "clock": jnp.int32(3)}
+    extra = FEATURES | {"boundary": jnp.array(True), "clock": jnp.int32(3)}
     compiled = quick(lambda gradient, extra: tx.update(gradient, state, PARAMS, **extra), gradient, extra)
     with jax.disable_jit():  # else every branch is compiled as well, and every function of jax.numpy for itself
         eager = tx.update(gradient, state, PARAMS, **extra)
@@ -400,7 +442,7 @@ def test_switched_off_it_is_inner_bit_for_bit(method):
         pytest.skip("it has no numbers with which it does nothing")
     h = jax.tree.map(jnp.asarray, numbers(method, **method.off))
     gradient = jax.tree.map(jnp.cos, PARAMS)
-    extra = {"features": UNITS.apply(PARAMS, X)[1], "boundary": jnp.array(True), "clock": jnp.int32(3)}
+    extra = FEATURES | {"boundary": jnp.array(True), "clock": jnp.int32(3)}
 
     @jax.jit
     def ours(h, gradient):
@@ -444,14 +486,13 @@ def test_works_inside_of_optax_wrappers(method):
         del forms["mask"]  # it draws a whole network, which has no gaps
 
     def run(gradient):
-        features = UNITS.apply(PARAMS, X)[1]
         bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
         done = {}
         for name, form in forms.items():
             params = more if name == "mask" else PARAMS
             state = form.init(params)
             for clock in range(2):
-                extra = {"features": features, "boundary": jnp.array(True), "clock": jnp.int32(clock)}
+                extra = FEATURES | {"boundary": jnp.array(True), "clock": jnp.int32(clock)}
                 grads = gradient | {"other": jnp.full(3, 7.0)} if name == "mask" else gradient
                 if name in ("gather", "finite"):  # a first one that must change nothing yet
                     first = bad if name == "finite" else jax.tree.map(jnp.zeros_like, gradient)

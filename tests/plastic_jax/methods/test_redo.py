@@ -11,6 +11,8 @@ import pytest
 
 from plastic_jax.methods.redo import redo as typed_redo
 from plastic_jax.methods.redo import relative_activity, unit_activity
+from plastic_jax.optimizers.adam import adam
+from plastic_jax.paths import named_leaves
 from plastic_jax.replacement.initializers import Initializer
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
 
@@ -180,3 +182,75 @@ def test_missing_features_are_named():
     tx = redo(optax.sgd(0.1), UNITS, key=KEY)
     with pytest.raises(ValueError, match="redo: update needs `features`"):
         tx.update(ZEROS, tx.init(PARAMS), PARAMS)
+
+
+# -- two other releases
+
+
+def seen_again(tx, inner, units, x):
+    """`tx` with the features of a pass after the step, as both releases take them."""
+
+    def update(updates, state, params, **extra):
+        moved, _ = inner.update(updates, state.inner, params)
+        _, features = units.apply(optax.apply_updates(params, moved), x)
+        return tx.update(updates, state, params, **extra | {"features": features})
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def half(key, n, fan_in, fan_out, dtype):
+    """The recordings' rule for a redrawn bias."""
+    return jnp.full((n, fan_in), 0.5 / fan_in**0.5, dtype)
+
+
+def as_timoklein(config, units, x):
+    inner = adam(config["base_optimizer"]["lr"])
+    how = {"threshold": config["tau"], "period": config["every"], "reset_counts": True, "bias_initializer": half}
+    law = Initializer(gain=2**0.5, linspace=True)
+    return seen_again(redo(inner, units, initializer=law, key=KEY, **how), inner, units, x)
+
+
+def as_dopamine(config, units, x):
+    inner = optax.adam(config["base_optimizer"]["lr"])
+    how = {"zero_last": True, "reset_bias_state": False}
+    how |= {"threshold": config["dead_neurons_threshold"], "period": config["reset_period"]}
+    law = Initializer("xavier_uniform", linspace=True)
+    return seen_again(redo(inner, units, initializer=law, key=KEY, **how), inner, units, x)
+
+
+@pytest.mark.parametrize(("name", "make_tx"), [("redo_a", as_timoklein), ("redo_dopamine_a", as_dopamine)])
+def test_other_releases_are_replayed_reset_by_reset(replay, name, make_tx):
+    trace, ours = replay(name, make_tx, extra=lambda trace: trace["x"], see=lambda state: state.age)
+    gone = np.stack([ours.seen[f"Dense_{i}"] == 0 for i in range(2)], axis=1)
+    np.testing.assert_array_equal(np.argwhere(gone), trace["f64/events"])
+    if trace.full and name == "redo_a":
+        counts = {n: jnp.minimum(*pair).max() for n, pair in by_name(ours.state.inner).items()}
+        for i in range(3):
+            for leaf, letter in (("kernel", "W"), ("bias", "b")):
+                assert counts[f"Dense_{i}/{leaf}"] == trace[f"f64/opt/step/{letter}{i}"]
+
+
+def by_name(state):
+    """Counts by row and by column of Adam, by the parameter's name."""
+    rows, columns = (dict(named_leaves(tree)) for tree in (state.rows, state.columns))
+    return {name: (rows[name], columns[name]) for name in rows}
+
+
+def test_counts_begin_again_in_the_lane_whose_period_it_is():
+    """Whether or not a unit goes; the count of the last bias, which no unit has, goes on."""
+
+    def count(period):
+        inner = adam(0.1)
+        tx = redo(inner, UNITS, threshold=0.0, period=period, reset_counts=True, key=KEY)
+        state = tx.init(PARAMS)
+        return tx.update(ZEROS, state, PARAMS, features={"Dense_0": jnp.ones((1, 3))})[1].inner.rows
+
+    rows = jax.jit(jax.vmap(count))(jnp.array([1, 2]))
+    for layer, leaf, expected in (
+        ("Dense_0", "kernel", [0, 1]),
+        ("Dense_0", "bias", [0, 1]),
+        ("Dense_1", "kernel", [0, 1]),
+        ("Dense_1", "bias", [1, 1]),
+    ):
+        values = rows[layer][leaf].reshape(2, -1)
+        assert [set(lane) for lane in values.tolist()] == [{n} for n in expected]
