@@ -25,6 +25,36 @@ def published_conv_net(full: bool) -> Network:
     return linen(ConvNet(2, (2, 3, 4), (3, 3, 3), (4, 5)), normal(2, 22, 22, 3), found=(5, 18, 18))
 
 
+@architecture("ConvNet with CReLU", "Abbas et al. 2023, in the sizes of Continual ImageNet")
+def crelu_conv_net(full: bool) -> Network:
+    """Of every unit relu(z) and relu(-z) are read: two rows of the next kernel, or of a flattened map two of each."""
+    if full:
+        return linen(ConvNet(activation="crelu"), normal(1, 32, 32, 3), found=(5, 480, 480))
+    return linen(ConvNet(2, (2, 3), (3, 3), (4,), activation="crelu"), normal(2, 12, 12, 3), found=(3, 9, 9))
+
+
+@architecture("MLP with deep Fourier features", "Lewandowski et al. 2025, in the sizes of permuted MNIST")
+def deep_fourier_mlp(full: bool) -> Network:
+    if full:
+        return linen(MLP((2000, 2000, 2000), 10, "deep_fourier"), normal(1, 784), found=(3, 3000, 3000))
+    return linen(MLP((8, 6), 2, "deep_fourier"), normal(3, 6), found=(2, 7, 7))
+
+
+@architecture("MLP with rational activations", "Delfosse et al. 2024, in the sizes of permuted MNIST")
+def rational_mlp(full: bool) -> Network:
+    if full:
+        return linen(MLP((2000, 2000, 2000), 10, "rational"), normal(1, 784), found=(3, 6000, 6000))
+    return linen(MLP((4, 3), 2, "rational"), normal(3, 6), found=(2, 7, 7))
+
+
+@architecture("ConvNet with layer norm", "Lyle et al. 2023, in the sizes of Continual ImageNet")
+def layer_norm_conv_net(full: bool) -> Network:
+    """None is silent: every unit takes part in the mean and the variance of its layer."""
+    if full:
+        return linen(ConvNet(norm="layer_norm"), normal(1, 32, 32, 3), found=(5, 480, 0))
+    return linen(ConvNet(2, (2, 3), (3, 3), (4,), norm="layer_norm"), normal(2, 12, 12, 3), found=(3, 9, 0))
+
+
 # Not to be silenced: the stem and the first block of each stage, which the next block adds as they are.
 @architecture("ResNet-18 of incremental CIFAR-100", "Dohare et al. 2024", 11_224_932)
 def published_resnet(full: bool) -> Network:
