@@ -12,6 +12,7 @@ from launch import suite as command
 from launch.config import suite as config
 from launch.engine import scheduler
 from launch.errors import InputError
+from launch.storage.locks import LOCK, locked
 from launch.storage.run_folder import read_run
 from tests.launch import tiny
 
@@ -163,3 +164,16 @@ def test_a_folder_keeps_to_what_it_was_begun_with(asked):
         config.joined(there, asked)
     assert config.joined(there, {"methods": ["l2"], "settings": 3}) == there
     assert config.joined(there, {"methods": ["redo"]}) == dataclasses.replace(there, methods=("backprop", "l2", "redo"))
+
+
+def test_what_another_process_runs_is_left_to_it(tmp_path, capsys):
+    asked = config.Suite(("fresh_network", "backprop"), {"drift": 4}, 1, (10,), (0,))
+    sweep = scheduler.Launch(tmp_path / "drift" / "tuning", (asked.tuning("drift", asked.methods),))
+    (unit,) = scheduler.labels_of(sweep)[1].units
+    flags_of_it = ("--methods=backprop", "--settings=1", "--tuning_seeds=10:11", "--seeds=1")
+    with locked(sweep.root / "backprop" / "checkpoints" / unit.name / LOCK):
+        assert suite(tmp_path, *flags_of_it) == 0
+        assert "units of drift/tuning are run by other processes" in capsys.readouterr().out
+    assert not (tmp_path / "drift" / "report").exists()
+    assert suite(tmp_path) == 0
+    assert "Over: drift 2 of 2 methods" in (tmp_path / "suite.md").read_text()
