@@ -1,13 +1,18 @@
 """What people write in flags: names with settings, values, ranges, seeds."""
 
 import ast
+import keyword
 import math
+import re
 from typing import Any, NamedTuple
 
 from launch.errors import InputError
 
 MOST_SEEDS = 1_000_000
 MOST_VALUES = 10_000
+_WORDS = "|".join(word for word in keyword.kwlist if word not in ("True", "False", "None"))
+_RESERVED = re.compile(rf"(?<==)\s*\b({_WORDS})\b(?=\s*[,)])")
+"""Values that are words of Python, such as `scope=global`, which are strings here as all bare words are."""
 
 
 class Call(NamedTuple):
@@ -34,6 +39,7 @@ def parse_call(flag: str, text: str) -> Call:
     name, bracket, rest = text.partition("(")
     if not bracket:
         return Call(name.strip(), {})
+    rest = _RESERVED.sub(r"'\1'", rest)
     try:
         node = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:

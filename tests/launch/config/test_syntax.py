@@ -11,6 +11,7 @@ from launch.errors import InputError
     ("text", "call"),
     [
         ("backprop", Call("backprop", {})),
+        ("upgd(scope=global,a=lambda,b=True)", Call("upgd", {"scope": "global", "a": "lambda", "b": True})),
         (" mlp ( widths=(100, 50), activation=tanh )", Call("mlp", {"widths": (100, 50), "activation": "tanh"})),
         ("f(a=-1e-3,b='x,y',c=True,d=None,e=[1])", Call("f", {"a": -1e-3, "b": "x,y", "c": True, "d": None, "e": [1]})),
         ("f()", Call("f", {})),
