@@ -4,6 +4,7 @@ from plastic_jax.checks import ReplacementWarning
 from plastic_jax.diagnostics import metrics
 from plastic_jax.diagnostics.diagnose import Diagnosis, diagnose
 from plastic_jax.diagnostics.trainability import Trainability, trainability
+from plastic_jax.matrices import UnreadWarning
 from plastic_jax.methods.boundary_resets import (
     BoundaryResetState,
     reset_head_at_boundary,
@@ -17,8 +18,11 @@ from plastic_jax.methods.continual_backprop import (
 )
 from plastic_jax.methods.cpr import CPR_STATIC_ARGS, CPRState, cpr
 from plastic_jax.methods.dash import DASHState, dash
+from plastic_jax.methods.fire import FireState, fire, fire_at_boundary
 from plastic_jax.methods.hare_and_tortoise import HareAndTortoiseState, hare_and_tortoise
-from plastic_jax.methods.l2_init import L2InitState, l2_init
+from plastic_jax.methods.l2_init import L2InitState, l2_init, l2_init_after_first_update
+from plastic_jax.methods.normalize_and_project import NormalizeAndProjectState, normalize_and_project
+from plastic_jax.methods.parseval import ParsevalState, parseval
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, RedoState, redo
 from plastic_jax.methods.regrama import REGRAMA_STATIC_ARGS, RegramaState, regrama
 from plastic_jax.methods.shrink_and_perturb import (
@@ -28,8 +32,10 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb_at_boundary,
 )
 from plastic_jax.methods.snr import SNR_STATIC_ARGS, SNRState, snr
+from plastic_jax.methods.spectral import SpectralState, spectral
 from plastic_jax.methods.swr import SWRState, swr
 from plastic_jax.methods.upgd import FeatureUPGDState, UPGDState, ada_upgd, feature_upgd, upgd
+from plastic_jax.methods.weight_clipping import WeightClippingState, weight_clipping
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
@@ -58,9 +64,12 @@ __all__ = [
     "Diagnosis",
     "FeatureMeans",
     "FeatureUPGDState",
+    "FireState",
     "HareAndTortoiseState",
     "Initializer",
     "L2InitState",
+    "NormalizeAndProjectState",
+    "ParsevalState",
     "RedoState",
     "RegramaState",
     "ReplacementWarning",
@@ -69,13 +78,16 @@ __all__ = [
     "SWRState",
     "ShrinkAndPerturbState",
     "Slice",
+    "SpectralState",
     "Trainability",
     "UPGDState",
     "UnitGraph",
     "UnitGroup",
     "UnitInitializer",
     "UnitStats",
+    "UnreadWarning",
     "Utility",
+    "WeightClippingState",
     "ada_upgd",
     "adam",
     "as_products",
@@ -84,10 +96,15 @@ __all__ = [
     "dash",
     "diagnose",
     "feature_upgd",
+    "fire",
+    "fire_at_boundary",
     "hare_and_tortoise",
     "l2_init",
+    "l2_init_after_first_update",
     "metrics",
     "muon",
+    "normalize_and_project",
+    "parseval",
     "published_shrink_and_perturb",
     "redo",
     "regrama",
@@ -98,9 +115,11 @@ __all__ = [
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
     "snr",
+    "spectral",
     "swr",
     "trace_units",
     "trainability",
     "upgd",
+    "weight_clipping",
     "weight_decay",
 ]

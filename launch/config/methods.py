@@ -118,8 +118,8 @@ class MethodSpec:
 
     @property
     def needs_units(self) -> bool:
-        """Whether it is given the units of the network."""
-        return self.signature is not None and "units" in self.signature.parameters
+        """Whether it cannot do without the units of the network."""
+        return self.signature is not None and "units" in self.signature.required
 
     @property
     def needs_feature_gradients(self) -> bool:
@@ -224,6 +224,13 @@ METHODS: dict[str, MethodSpec] = {
             source="Loshchilov and Hutter, ICLR 2019",
         ),
         _method("l2_init"),
+        _method("l2_init_after_first_update", "l2_init"),
+        _method("spectral"),
+        _method("parseval"),
+        _method("weight_clipping"),
+        _method("normalize_and_project"),
+        _method("fire"),
+        _method("fire_at_boundary", "fire"),
         _method("shrink_and_perturb"),
         _method("published_shrink_and_perturb", "shrink_and_perturb"),
         _method("shrink_and_perturb_at_boundary", "shrink_and_perturb"),

@@ -33,6 +33,7 @@ class Signature:
         source: what stands under `References:`.
         settings: hyperparameters and options by name, in their order.
         parameters: the names of all its parameters.
+        required: the names of those without a default.
         needs: the extra arguments that its `update` cannot do without.
     """
 
@@ -40,6 +41,7 @@ class Signature:
     source: str
     settings: Mapping[str, Hyperparameter | Option]
     parameters: tuple[str, ...]
+    required: tuple[str, ...]
     needs: tuple[str, ...]
 
 
@@ -74,8 +76,9 @@ def read_signature(code: str) -> Signature:
     marks = [call for call in node.decorator_list if isinstance(call, ast.Call) and _name(call.func) == "method"]
     needs = [_literal(module, word) for mark in marks for word in mark.args]
     parameters = tuple(argument.arg for argument, _ in _arguments(node))
+    required = tuple(argument.arg for argument, default in _arguments(node) if default is None)
     return Signature(_first_line(docstring), " ".join(sections.get("References", "").split()), settings, parameters,
-                     tuple(needs))  # fmt: skip
+                     required, tuple(needs))  # fmt: skip
 
 
 @functools.cache

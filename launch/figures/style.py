@@ -26,6 +26,11 @@ _METHOD_COLOURS = {
     "regrama": "#44AA99",
     "snr": "#AA4499",
     "cpr": "#661100",
+    "spectral": "#AA4499",
+    "parseval": "#6699CC",
+    "weight_clipping": "#661100",
+    "normalize_and_project": "#117733",
+    "fire": "#DDAA33",
     "head_reset": "#882255",
     "swr": "#44AA99",
     "upgd": "#AA4499",
@@ -49,6 +54,8 @@ _VARIANTS = {
     "decoupled_weight_decay": "weight_decay",
     "rms_norm": "layer_norm",
     "optimizer_reset": "head_reset",
+    "l2_init_after_first_update": "l2_init",
+    "fire_at_boundary": "fire",
 }
 _OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#6699CC", "#661100", "#117733", "#DDAA33")
 BASELINES = {"fresh_network": ("#555555", (0, (5, 2))), "linear": ("#111111", (0, (1, 1.5)))}

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastic_jax.around import Due, after_step, at_boundary, periodic
 from plastic_jax.checks import check_like, typed_key
-from plastic_jax.inner import frozen_leaves, with_extra_args
-from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import Range, method
 from plastic_jax.methods.weight_decay import weight_decay as add_weight_decay
-from plastic_jax.paths import keep_leaves, leaf_key, normal_like
+from plastic_jax.paths import leaf_key, normal_like
 
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
 
@@ -81,12 +80,12 @@ def shrink_and_perturb(
     References:
         After Ash and Adams, NeurIPS 2020, and Dohare et al., Nature 632, 2024, Methods; the normalisation is ours.
     """
-    inner, key = with_extra_args(inner), typed_key("shrink_and_perturb", key)
+    key = typed_key("shrink_and_perturb", key)
 
-    def start(params: optax.Params) -> ShrinkAndPerturbState:
+    def start(params: optax.Params, inner_state: optax.OptState) -> ShrinkAndPerturbState:
         centre, std = _centre_and_std(params)
         given = std if initial_std is None else _stacked(initial_std, params)
-        return _init(inner, key, params)._replace(centre=centre, initial_std=given)
+        return _init(inner_state, key)._replace(centre=centre, initial_std=given)
 
     def perturb(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
         centre: Any = state.centre
@@ -100,7 +99,7 @@ def shrink_and_perturb(
         edited = map(leaf, range(len(leaves)), leaves, treedef.flatten_up_to(params), treedef.flatten_up_to(normal))
         return jax.tree.unflatten(treedef, list(edited))
 
-    return _after_each_step(inner, key, start, perturb, lambda now, extra: _due(now, every))
+    return _after_each_step("shrink_and_perturb", inner, key, start, perturb, periodic(every))
 
 
 @method()
@@ -138,7 +137,7 @@ def published_shrink_and_perturb(
     References:
         Dohare et al., Nature 632, 2024, Methods (shrink and perturb) and published code.
     """
-    decayed, key = with_extra_args(add_weight_decay(inner, weight_decay)), typed_key("shrink_and_perturb", key)
+    decayed, key = add_weight_decay(inner, weight_decay), typed_key("shrink_and_perturb", key)
     draw = noise or (lambda key, now, params: normal_like(key, params))
     std = noise_std * noise_every**0.5
 
@@ -146,10 +145,10 @@ def published_shrink_and_perturb(
         drawn = draw(key, now, params)
         return jax.tree.map(lambda u, n: (u + std * n).astype(u.dtype), updates, drawn)
 
-    def due(now: jax.Array, extra: dict[str, Any]) -> Any:
-        return False if isinstance(noise_std, int | float) and noise_std == 0 else _due(now, noise_every)
-
-    return _after_each_step(decayed, key, lambda params: _init(decayed, key, params), perturb, due)
+    quiet = isinstance(noise_std, int | float) and noise_std == 0
+    due = (lambda now, extra: False) if quiet else periodic(noise_every)
+    start = lambda params, inner_state: _init(inner_state, key)  # noqa: E731
+    return _after_each_step("published_shrink_and_perturb", decayed, key, start, perturb, due)
 
 
 @method("boundary")
@@ -180,7 +179,8 @@ def shrink_and_perturb_at_boundary(
     References:
         Ash and Adams, "On warm-starting neural network training", NeurIPS 2020, section 4.
     """
-    inner, key = with_extra_args(inner), typed_key("shrink_and_perturb_at_boundary", key)
+    name = "shrink_and_perturb_at_boundary"
+    key = typed_key(name, key)
 
     def mix(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array, key: jax.Array) -> Any:
         fresh = init(key)
@@ -189,59 +189,27 @@ def shrink_and_perturb_at_boundary(
             lambda u, p, f: (shrink * (p + u) + perturb * f - p).astype(u.dtype), updates, params, fresh
         )
 
-    def due(now: jax.Array, extra: dict[str, Any]) -> Any:
-        if extra.get("boundary") is None:
-            raise ValueError("shrink_and_perturb_at_boundary: update needs the extra argument boundary, got none")
-        return jnp.logical_and(extra["boundary"], now > 0)
-
-    return _after_each_step(inner, key, lambda params: _init(inner, key, params), mix, due)
+    start = lambda params, inner_state: _init(inner_state, key)  # noqa: E731
+    return _after_each_step(name, inner, key, start, mix, at_boundary(name))
 
 
 def _after_each_step(
-    inner: optax.GradientTransformationExtraArgs, key: jax.Array, init: Callable, perturb: Callable, due: Callable
+    method: str, inner: optax.GradientTransformation, key: jax.Array, init: Callable, perturb: Callable, due: Due
 ) -> optax.GradientTransformationExtraArgs:
-    """Inner, followed by `perturb(updates, params, state, now, key)` in the steps in which `due(now, extra)` is true.
+    """Inner, followed by `perturb(updates, params, state, key of the step, step)` in the steps in which it is due."""
+    impl = jax.random.key_impl(key)
 
-    Parameters that inner freezes are left alone.
-    """
-    frozen, impl = frozen_leaves(inner), jax.random.key_impl(key)
+    def edit(updates: optax.Updates, params: optax.Params, state: Any, now: jax.Array) -> optax.Updates:
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), now)
+        return perturb(updates, params, state, now, step_key)
 
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
-    ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError("shrink and perturb changes the weights themselves: call update(updates, state, params)")
-        clock = extra.get("clock")
-        now = state.count if clock is None else jnp.asarray(clock)
-        updates, inner_state = inner.update(updates, state.inner, params, **extra)
-        is_due = due(now, extra)
-        still = frozen(params, extra)
-
-        def perturbed(updates: optax.Updates) -> optax.Updates:
-            step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), now)
-            return keep_leaves(perturb(updates, params, state, now, step_key), updates, still)
-
-        if is_due is True:
-            updates = perturbed(updates)
-        elif is_due is not False:
-
-            def edit(u: optax.Updates) -> optax.Updates:
-                return optax.tree.where(is_due, perturbed(u), u)
-
-            updates = jax.lax.cond(any_lane(is_due), edit, lambda u: u, updates)
-        return updates, state._replace(inner=inner_state, count=optax.safe_increment(state.count))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return after_step(method, inner, init, edit, due)
 
 
-def _init(inner: optax.GradientTransformation, key: jax.Array, params: optax.Params) -> ShrinkAndPerturbState:
+def _init(inner_state: optax.OptState, key: jax.Array) -> ShrinkAndPerturbState:
     # No buffer twice in the state, and a key of its own: the state may be donated, the caller's key must survive that.
     own_key = jax.random.key_data(leaf_key(key, "shrink_and_perturb"))
-    return ShrinkAndPerturbState(inner.init(params), own_key, jnp.zeros((), jnp.int32))
-
-
-def _due(now: jax.Array, every: int) -> Any:
-    return True if isinstance(every, int) and every == 1 else (now + 1) % every == 0
+    return ShrinkAndPerturbState(inner_state, own_key, jnp.zeros((), jnp.int32))
 
 
 def _centre_and_std(params: optax.Params) -> tuple[jax.Array, jax.Array]:

@@ -16,6 +16,7 @@ from plastic_jax import MLP, trace_units
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 COMMITTED = {"conv": "image_traces.npz", "mlp": "mlp_traces.npz", "ppo": "ppo_traces.npz", "resnet": "image_traces.npz"}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 GOLDEN = pathlib.Path(__file__).parents[2].parent / "shared" / "golden"
 
 
@@ -33,6 +34,17 @@ class Trace:
     @property
     def config(self):
         return json.loads(str(self["config"]))
+
+    def table(self, name) -> Any:
+        """Random numbers of a table as parameters of an `MLP`, `[steps, ...]`: parameter j of all, in the order W0, b0,
+        W1, b1, ... and flattened in C order, has number (size * step + j) mod len(table)."""
+        names = [f"{kind}{i}" for i in range(sum(key.startswith("init/W") for key in self.arrays)) for kind in "Wb"]
+        shapes = [self[f"init/{each}"].shape for each in names]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        steps, table = len(self["x"]), self[name].astype(np.float64)
+        drawn = np.split(table[np.arange(steps * ends[-1]) % len(table)].reshape(steps, -1), ends[:-1], axis=1)
+        leaves = {f"drawn/{n}": d.reshape(steps, *s) for n, d, s in zip(names, drawn, shapes, strict=True)}
+        return Trace(self.name, self.full, leaves).tree("drawn")
 
     def tree(self, prefix, dtype=None) -> Any:
         """`prefix/W0`, `prefix/b0`, ... as the parameters of an `MLP`; leading axes are kept."""
@@ -124,7 +136,8 @@ def _program(config, inputs, widths, make_tx, see, arguments):
         updates, state = tx.update(gradient, state, params, **more)
         return optax.apply_updates(params, updates), state, loss, see(state)
 
-    return jax.jit(step), jax.jit(lambda params, extra: make_tx(config, units, extra).init(params))
+    init = jax.jit(lambda params, extra: make_tx(config, units, extra).init(params), compiler_options=QUICK)
+    return jax.jit(step, compiler_options=QUICK), init
 
 
 def assert_tree_close(actual, expected, **tolerance):

@@ -25,8 +25,11 @@ from plastic_jax.methods.boundary_resets import (
 from plastic_jax.methods.continual_backprop import CONTINUAL_BACKPROP_STATIC_ARGS, continual_backprop
 from plastic_jax.methods.cpr import CPR_STATIC_ARGS, cpr
 from plastic_jax.methods.dash import dash
+from plastic_jax.methods.fire import fire, fire_at_boundary
 from plastic_jax.methods.hare_and_tortoise import hare_and_tortoise
-from plastic_jax.methods.l2_init import l2_init
+from plastic_jax.methods.l2_init import l2_init, l2_init_after_first_update
+from plastic_jax.methods.normalize_and_project import normalize_and_project
+from plastic_jax.methods.parseval import parseval
 from plastic_jax.methods.redo import REDO_STATIC_ARGS, redo
 from plastic_jax.methods.regrama import REGRAMA_STATIC_ARGS, regrama
 from plastic_jax.methods.shrink_and_perturb import (
@@ -36,8 +39,10 @@ from plastic_jax.methods.shrink_and_perturb import (
 )
 from plastic_jax.methods.signature import static_args
 from plastic_jax.methods.snr import SNR_STATIC_ARGS, snr
+from plastic_jax.methods.spectral import spectral
 from plastic_jax.methods.swr import swr
 from plastic_jax.methods.upgd import feature_upgd, upgd
+from plastic_jax.methods.weight_clipping import weight_clipping
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
 
@@ -210,6 +215,66 @@ METHODS = {
             lambda key: {"inner": optax.sgd(0.1), "strength": 0.1, "resample": True, "init": fresh, "key": key},
             static_args(l2_init),
         ),
+    ),
+    "l2_init_by_rank": Method(
+        lambda h, key: l2_init(inner(h), strength=h["strength"], match="rank", mean=True),
+        {"strength": 0.1},
+        {"strength": 0.0},
+        (l2_init, lambda key: {"inner": optax.sgd(0.1), "strength": 0.1, "match": "rank"}, static_args(l2_init)),
+    ),
+    "l2_init_after_first_update": Method(
+        lambda h, key: l2_init_after_first_update(inner(h), strength=h["strength"], step_size=h["step_size"]),
+        {"strength": 0.1},
+        {"strength": 0.0},
+        (
+            l2_init_after_first_update,
+            lambda key: {"inner": optax.sgd(0.1), "strength": 0.1, "step_size": 0.1},
+            static_args(l2_init_after_first_update),
+        ),
+    ),
+    "spectral": Method(
+        lambda h, key: spectral(inner(h), strength=h["strength"], exponent=h["exponent"]),
+        {"strength": 0.1, "exponent": 2.0},
+        {"strength": 0.0},
+        (spectral, lambda key: {"inner": optax.sgd(0.1), "strength": 0.1}, static_args(spectral)),
+    ),
+    "parseval": Method(
+        lambda h, key: parseval(inner(h), UNITS, strength=h["strength"], target=h["target"]),
+        {"strength": 1e-3, "target": 2.0},
+        {"strength": 0.0},
+        (
+            parseval,
+            lambda key: {"inner": optax.sgd(0.1), "units": UNITS, "strength": 1e-3},
+            static_args(parseval),
+        ),
+    ),
+    "weight_clipping": Method(
+        lambda h, key: weight_clipping(inner(h), bound=h["bound"]),
+        {"bound": 0.8},
+        {"bound": 1e6},
+        (weight_clipping, lambda key: {"inner": optax.sgd(0.1), "bound": 0.8}, static_args(weight_clipping)),
+    ),
+    "normalize_and_project": Method(
+        lambda h, key: normalize_and_project(inner(h), radius=h["radius"], period=h["period"]),
+        {"radius": 1.1, "period": 2},
+        {"period": 1000},
+        (
+            normalize_and_project,
+            lambda key: {"inner": optax.sgd(0.1), "radius": 1.1, "period": 1},
+            static_args(normalize_and_project),
+        ),
+    ),
+    "fire": Method(
+        lambda h, key: fire(inner(h), period=h["period"]),
+        {"period": 2},
+        {"period": 1000},
+        (fire, lambda key: {"inner": optax.sgd(0.1), "period": 1}, static_args(fire)),
+    ),
+    "fire_at_boundary": Method(
+        lambda h, key: fire_at_boundary(inner(h)),
+        {},
+        None,
+        (fire_at_boundary, lambda key: {"inner": optax.sgd(0.1)}, static_args(fire_at_boundary)),
     ),
     "shrink_and_perturb": Method(
         lambda h, key: shrink_and_perturb(inner(h), shrink=h["shrink"], noise=h["noise"], key=key),

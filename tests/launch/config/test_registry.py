@@ -157,7 +157,9 @@ def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch
 
 def _two_values(number):
     low = number.default * 0.9 if number.default else min(1e-4, number.high)
-    return f"{number.default:g},{round(low) if number.integer else low:g}"
+    if number.integer:
+        low = round(low) if round(low) != number.default else number.default + 1
+    return f"{number.default:g},{low:g}"
 
 
 WITH_OPTIMIZERS = [(name, optimizer) for optimizer in ("sgd", "momentum") for name in tiny.METHOD_NAMES]

@@ -1,14 +1,12 @@
 """L2 Init: closed forms, and the published code's recordings."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from plastic_jax.methods.l2_init import l2_init
+from plastic_jax.methods.l2_init import l2_init, l2_init_after_first_update
 from plastic_jax.optimizers.adam import adam
 
 PARAMS = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
@@ -60,15 +58,9 @@ def test_sgd_replays_the_published_code(replay):
 
 def centres(trace):
     """The weights that the recording pulls to at each step, out of its table of normal numbers."""
-    names = ("W0", "b0", "W1", "b1", "W2", "b2")
-    shapes = [trace[f"init/{name}"].shape for name in names]
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    numbers = np.arange(len(trace["x"]) * sum(sizes)) % len(trace["noise_table"])
-    drawn = np.split(trace["noise_table"][numbers].reshape(len(trace["x"]), -1), np.cumsum(sizes)[:-1], axis=1)
-    scales = json.loads(str(trace["config"]))["resample_scale"]
-    drawn = [s * d.astype(np.float64).reshape(-1, *shape) for s, d, shape in zip(scales, drawn, shapes, strict=True)]
-    named = dict(zip(names, drawn, strict=True))
-    return {f"Dense_{i}": {"kernel": np.swapaxes(named[f"W{i}"], 1, 2), "bias": named[f"b{i}"]} for i in range(3)}
+    scales, drawn = trace.config["resample_scale"], trace.table("noise_table")
+    scaled = {"kernel": scales[::2], "bias": scales[1::2]}
+    return {layer: {k: scaled[k][i] * a for k, a in leaves.items()} for i, (layer, leaves) in enumerate(drawn.items())}
 
 
 def test_adam_with_resampling_replays_the_published_code(replay):
@@ -79,3 +71,36 @@ def test_adam_with_resampling_replays_the_published_code(replay):
         )
 
     replay("l2init_resample_a", make_tx, extra=centres)
+
+
+def test_ranks_pull_the_law_of_a_layer_and_leave_a_permutation_of_it_alone():
+    initial = {"kernel": jnp.array([[[1.0, 2.0], [3.0, 4.0]], [[10.0, 20.0], [30.0, 40.0]]]), "bias": jnp.zeros((2, 2))}
+    tx = l2_init(optax.sgd(1.0), strength=0.5, match="rank")
+    zeros, state = jax.tree.map(jnp.zeros_like, initial), tx.init(initial)
+    shuffled = initial | {"kernel": initial["kernel"][:, ::-1, ::-1]}
+    updates, _ = tx.update(zeros, state, shuffled)
+    np.testing.assert_array_equal(updates["kernel"], 0.0)
+    moved = initial | {"kernel": initial["kernel"].at[0, 0, 0].set(5.0)}  # the largest of its layer now
+    updates, _ = tx.update(zeros, state, moved)
+    np.testing.assert_allclose(updates["kernel"][0], [[-0.5, -0.5], [-0.5, -0.5]])
+    np.testing.assert_array_equal(updates["kernel"][1], 0.0)
+
+
+def test_ranks_replay_the_published_wasserstein_regulariser(replay):
+    def make_tx(config, units, extra):
+        base = config["base_optimizer"]
+        inner = optax.sgd(base["lr"], base["momentum"])
+        return l2_init(inner, strength=2 * config["regen"], match="rank", mean=True)
+
+    replay("wasserstein_a", make_tx)
+
+
+def test_the_other_method_of_that_name_replays_its_published_code(replay):
+    def make_tx(config, units, extra):
+        lr = config["lr"]
+        return l2_init_after_first_update(optax.sgd(lr), strength=config["weight_decay"], step_size=lr)
+
+    trace, ours = replay("l2init_wc_a", make_tx)
+    if trace.full:
+        recorded = trace.tree("f64/opt/init_weights")
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12), ours.state.initial, recorded)

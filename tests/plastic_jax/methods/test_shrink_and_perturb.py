@@ -290,3 +290,18 @@ def test_recorded_noise_replays_the_published_code(replay):
         )
 
     replay("mlp_sp", make_tx, extra=lambda trace: trace.tree("noise"))
+
+
+def test_noise_scaled_by_the_step_size_replays_another_published_code(replay):
+    """p -= lr * sigma * noise: a noise_std of lr * sigma."""
+
+    def make_tx(config, units, noise):
+        return published_shrink_and_perturb(
+            optax.sgd(config["lr"]),
+            weight_decay=config["weight_decay"],
+            noise_std=config["lr"] * config["sigma"],
+            noise=lambda key, step, params: jax.tree.map(jnp.negative, noise),
+            key=jax.random.key(0),
+        )
+
+    replay("shrink_perturb_wc_a", make_tx, extra=lambda trace: trace.table("noise_table"))
