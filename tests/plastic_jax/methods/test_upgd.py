@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from plastic_jax.methods.upgd import ada_upgd, feature_upgd, upgd
+from plastic_jax.methods.weight_clipping import weight_clipping
 
 KEY = jax.random.key(0)
 PARAMS = {"kernel": jnp.array([[1.0, 2.0], [-1.0, 1.0]]), "bias": jnp.array([0.5, 0.0])}
@@ -150,6 +151,14 @@ def test_units_replay_the_published_code(replay):
         for i in (0, 1):
             utility = ours.state.utility[f"Dense_{i}"]
             np.testing.assert_allclose(utility, trace[f"f64/opt/avg_utility/h{i}"], rtol=1e-9)
+
+
+def test_with_weight_clipping_it_replays_the_published_code(replay):
+    def make_tx(config, units, drawn):
+        tx = upgd(optax.sgd(config["lr"]), **settings(config, drawn))
+        return weight_clipping(tx, bound=config["zeta"])
+
+    replay("upgd_wc_a", make_tx, extra=tables)
 
 
 def test_adaupgd_replays_the_published_code(replay):
