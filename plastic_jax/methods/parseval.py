@@ -48,12 +48,12 @@ def parseval(
     as in the published code.
 
     Example:
-        >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
-        >>> tx = parseval(optax.sgd(0.1), strength=1 / 64**2, target=1.0, layers="all")
+        >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]])}
+        >>> tx = parseval(optax.sgd(0.125), strength=1 / 64**2, target=1.0, layers="all")
         >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-        >>> optax.apply_updates(params, updates)["kernel"].round(4)  # the first unit has length 1 already
-        Array([[1. , 0. ],
-               [0. , 0.6]], dtype=float32)
+        >>> optax.apply_updates(params, updates)["kernel"]  # the first unit has length 1 already
+        Array([[1.  , 0.  ],
+               [0.  , 1.25]], dtype=float32)
 
     Args:
         inner: the optimizer that does the learning.
