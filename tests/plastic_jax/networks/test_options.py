@@ -84,7 +84,7 @@ def test_every_activation_is_recognised_with_its_gain_and_a_unit_has_all_its_fea
         assert np.prod(reader.view_shape) == width * features * (2 if group is graph.groups[1] else units[1])
 
 
-@pytest.mark.parametrize("norm", set(NORMS) - {"none"})
+@pytest.mark.parametrize("norm", [name for name in NORMS if name != "none"])
 @pytest.mark.parametrize("kind", ["mlp", "conv", "residual", "actor_critic"])
 def test_parameters_of_a_norm_belong_to_the_unit(kind, norm):
     options = {"norm": norm} if kind == "residual" else {"norm": norm, "activation": "crelu"}
