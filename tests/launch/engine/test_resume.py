@@ -61,12 +61,17 @@ def test_all_tasks_are_among_them():
 def test_every_method_on_every_task_stopped_and_gone_on_is_the_run_never_stopped(
     task, method, images, tmp_path, monkeypatch
 ):
-    stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path, monkeypatch)
+    stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path, monkeypatch, chunk_of(method))
+
+
+def chunk_of(method):
+    """One of three chunk lengths, `make test-slow` tries all of them."""
+    return (CHUNKS[tiny.METHOD_NAMES.index(method) % 3],)
 
 
 @jax.debug_nans(True)
-def stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path, monkeypatch):
-    """Methods that replace units at three chunk lengths, others at one; all is built anew from what is on disk.
+def stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path, monkeypatch, chunks=CHUNKS):
+    """At some chunk lengths; all is built anew from what is on disk.
 
     All of them run with `jax_debug_nans`: nothing that a program returns is NaN, in a run that does not diverge. From
     new lanes, from those of a chunk and from those of a checkpoint the same program runs: one a plan and chunk length.
@@ -77,8 +82,8 @@ def stopped_and_gone_on_is_the_run_never_stopped(task, method, images, tmp_path,
     asked = Experiment(methods=method + EVENTFUL.get(method, ""), seeds=(0, 1), steps=STEPS, bin=20, **of)
     plan, again = resolve(asked), resolve(asked)
     (job,) = plan.jobs
-    one = CHUNKS[tiny.METHOD_NAMES.index(method) % 3] if task in tiny.LEAD else CHUNKS[-1]
-    chunks = CHUNKS if task in tiny.LEAD and method in EVENTFUL else (one,)
+    if task not in tiny.LEAD:
+        chunks = CHUNKS[-1:]
     for chunk in chunks:
         unit = unit_of(plan, job, job.lanes, len(job.lanes), chunk)
         places = {name: Place(tmp_path / name / str(chunk) / CHECKPOINTS, tiny.policy(25)) for name in ("whole", "cut")}
