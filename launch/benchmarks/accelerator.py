@@ -106,7 +106,13 @@ def parity(quick: bool, until: float) -> Iterator[Row]:
     environment = os.environ | _OWN_SHARE | {"JAX_PLATFORMS": "", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     for path in files[:1] if quick else files:
         asked = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "float32", str(path)]
-        done = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=TESTS.parents[1])
+        left = max(1.0, until - time.monotonic())
+        try:
+            done = subprocess.run(
+                asked, capture_output=True, text=True, env=environment, cwd=TESTS.parents[1], timeout=left
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{path.stem} was not over when the share of the minutes was") from None
         lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no answer"]
         yield {"recordings": path.stem, "ok": done.returncode == 0, "pytest": lines[-1].strip("= ")}
 
@@ -226,7 +232,7 @@ def check(
                     one["cut"] = f"cut short after {len(one['rows'])}: its share of the {minutes:g} minutes was over"
                     break
         except InputError as error:
-            one["cut"] = f"not done: {error}"
+            one["cut"] = f"not all done: {error}"
         _write(found, out)
     return found
 

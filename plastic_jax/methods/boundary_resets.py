@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import typed_key
+from plastic_jax.checks import check_like, typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import method
@@ -156,7 +156,8 @@ def _reset_weights(
 
         def begun() -> tuple[optax.Updates, Any]:
             step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
-            fresh = _like(name, init(step_key), params)
+            fresh = init(step_key)
+            check_like(f"{name}: init", fresh, params)
             fresh_updates = jax.tree.map(lambda u, p, f: (f - p).astype(u.dtype), updates, params, fresh)
             new = keep_leaves(fresh_updates, updates, kept)
             if not reset_state:
@@ -200,10 +201,3 @@ def _others(name: str, head: str | None, params: optax.Params) -> frozenset[str]
     if len(found) == len(names):
         raise ValueError(f"{name}: head={head!r} names no parameter; there are: {', '.join(names)}")
     return found
-
-
-def _like(name: str, fresh: optax.Params, params: optax.Params) -> optax.Params:
-    got, wanted = jax.tree.structure(fresh), jax.tree.structure(params)
-    if got != wanted:
-        raise ValueError(f"{name}: init must give a tree like the parameters, {wanted}, got {got}")
-    return fresh

@@ -40,10 +40,15 @@ def test_findings_are_written_as_they_come_and_time_ends_a_check(monkeypatch, tm
     checks_of(monkeypatch, many=many, missing=missing)
     found = accelerator.check(1, tmp_path, say=lambda line: None)
     assert [row["n"] for row in found["many"]["rows"]] == list(range(5)) and not found["many"]["cut"]
-    assert found["missing"] == {"rows": [], "cut": "not done: no recordings"}
+    assert found["missing"] == {"rows": [], "cut": "not all done: no recordings"}
     found = accelerator.check(1e-9, tmp_path, say=lambda line: None)
     assert len(found["many"]["rows"]) == 1 and "cut short after 1" in found["many"]["cut"]
     assert "cut short after 1" in (tmp_path / "accelerator.md").read_text()
+
+
+def test_recordings_that_take_longer_than_their_share_end_the_check():
+    with pytest.raises(InputError, match="test_golden was not over"):
+        list(accelerator.parity(True, 0.0))
 
 
 def test_minutes_are_positive():

@@ -104,5 +104,5 @@ def test_what_is_missing_is_told_in_one_line():
     with pytest.raises(ValueError, match="head='Dense_9' names no parameter; there are: Dense_0/kernel, Dense_1/bias"):
         tx.update(GRADIENT, tx.init(PARAMS), PARAMS, boundary=True)
     tx = reset_network_at_boundary(INNER, init=lambda key: jnp.zeros(3), key=KEY)
-    with pytest.raises(ValueError, match="init must give a tree like the parameters"):
+    with pytest.raises(ValueError, match="init must be a tree like the parameters"):
         tx.update(GRADIENT, tx.init(PARAMS), PARAMS, boundary=True)
