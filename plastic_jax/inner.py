@@ -23,6 +23,11 @@ _OF_ZEROS = {"add", "add_any", "concatenate", "max", "min", "sub"}
 """Functions that are 0 where all their operands are."""
 
 
+def network_params(params: Any) -> Any:
+    """The weights that the network runs with, which a graph's paths name: the fast ones of `optax.LookaheadParams`."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
 def with_extra_args(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The transformation, whose `update` may be given any extra argument: those that it does not take are left out."""
     inner = optax.with_extra_args_support(inner)

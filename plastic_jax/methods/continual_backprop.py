@@ -8,22 +8,20 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
-from plastic_jax.inner import frozen_leaves, with_extra_args
+from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
+from plastic_jax.replacement.draw import Replacement, choose_and_draw
 from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
+from plastic_jax.replacement.inner_state import forget_units
 from plastic_jax.replacement.propagation import outgoing_gradient, recursive_worth
 from plastic_jax.replacement.replacement_log import ReplacementLog, empty, record
 from plastic_jax.replacement.reset import (
-    Replacement,
     add_replaced,
     add_to_leaves,
     check_units,
-    choose_and_draw,
-    forget_units,
-    network_params,
     replace_units,
     transferred_bias,
     without_frozen,

@@ -8,22 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.checks import check_parts, typed_key, warn_of_groups
-from plastic_jax.inner import frozen_leaves, with_extra_args
+from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import leaf_key
+from plastic_jax.replacement.draw import Replacement, draw_replacement
 from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
+from plastic_jax.replacement.inner_state import forget_units, restart_counts
 from plastic_jax.replacement.replacement_log import empty, record
-from plastic_jax.replacement.reset import (
-    Replacement,
-    add_replaced,
-    check_units,
-    draw_replacement,
-    forget_units,
-    network_params,
-    replace_units,
-    restart_counts,
-    without_frozen,
-)
+from plastic_jax.replacement.reset import add_replaced, check_units, replace_units, without_frozen
 from plastic_jax.replacement.statistics import all_finite, group_dtype
 from plastic_jax.replacement.step_counts import count_by_weight
 from plastic_jax.units.graph import UnitGraph, UnitGroup

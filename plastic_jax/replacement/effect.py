@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from plastic_jax.replacement.draw import Replacement, draw_replacement
 from plastic_jax.replacement.initializers import UnitInitializer, unit_initializer
-from plastic_jax.replacement.reset import Replacement, draw_replacement, reset_updates
+from plastic_jax.replacement.reset import reset_updates
 from plastic_jax.units.graph import UnitGraph
 
 

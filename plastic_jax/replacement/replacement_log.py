@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastic_jax.lanes import any_lane
-from plastic_jax.replacement.reset import Replacement
+from plastic_jax.replacement.draw import Replacement
 
 AGES = tuple(sorted({math.ceil(2 ** (k / 2)) for k in range(62)}))
 """First age of every class of ages, two classes an octave: 1, 2, 3, 4, 6, 8, 12, 16, 23, ..."""

@@ -1,63 +1,27 @@
 """The one machine that replaces units and single weights: fresh weights, and a fresh inner state for them.
 
-A method says which units go (`Replacement`), or which weights (a mask); this module turns that into edits of the
-updates and of the inner optimizer's state. Every edit is an elementwise choice, of units on masks of the layer's width,
-which XLA fuses into the pass that writes the new weights: no weight is read or written once more than without
-replacement.
+A method says which units go (`draw.py`), or which weights (a mask); this module turns that into edits of the updates
+and of the inner optimizer's state (`inner_state.py`). Every edit is an elementwise choice, of units on masks of the
+layer's width, which XLA fuses into the pass that writes the new weights: no weight is read or written once more than
+without replacement.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from plastic_jax.paths import get_leaf, leaf_key, leaf_names, name_number, named_leaves, set_leaves
-from plastic_jax.replacement.initializers import Initializer, UnitInitializer
-from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
+from plastic_jax.inner import network_params
+from plastic_jax.paths import get_leaf, leaf_names, named_leaves, set_leaves
+from plastic_jax.replacement.draw import Replacement
+from plastic_jax.replacement.inner_state import forget_units, reset_inner_state
+from plastic_jax.units.graph import Slice, UnitGraph
 
 _ROWS_ONE_BY_ONE = 8  # for more fresh rows, a gather by unit is smaller than a choice for each of them
-_LOOP_FROM = 4  # for fewer groups that are alike, a loop costs the step more time than it saves the compiler
-
-
-class Replacement(NamedTuple):
-    """Units of one group that go at this step.
-
-    Attributes:
-        index: int32 `[n]`, their numbers.
-        valid: bool `[n]`, which entries of `index` count.
-        fresh: per incoming kernel, by the slice's name, `[n, copies * fan_in]` new weights; a bias that has an entry,
-            `[n, copies]`, gets that in place of 0.
-        amount: float `[n]`, how far the kernels go from what they are to what a new unit's are, in [0, 1]; biases,
-            scales and shifts stay. `None`: all the way, biases, scales and shifts too.
-    """
-
-    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    valid: jax.Array
-    fresh: dict[str, jax.Array]
-    amount: jax.Array | None = None
-
-    @classmethod
-    def of_none(cls) -> "Replacement":
-        """No unit at all."""
-        return cls(jnp.zeros(0, jnp.int32), jnp.zeros(0, bool), {})
-
-    def mask(self, width: int) -> jax.Array:
-        """bool `[width]`, true for the units that go."""
-        return jnp.any(self._one_hot(width), axis=0)
-
-    def share(self, width: int) -> jax.Array:
-        """`[width]`, the mask, or with `amount` how far each unit goes."""
-        if self.amount is None:
-            return self.mask(width)
-        return jnp.sum(jnp.where(self._one_hot(width), self.amount[:, None], 0), axis=0)
-
-    def _one_hot(self, width: int) -> jax.Array:
-        return (self.index[:, None] == jnp.arange(width)) & self.valid[:, None]
 
 
 class _Edit(NamedTuple):
@@ -93,97 +57,6 @@ def number_replaced(state: Any) -> jax.Array:
 
     told = filter(is_told, jax.tree.leaves(state, is_leaf=is_told))
     return sum((number for node in told for number in node.replaced.values()), jnp.zeros([], jnp.int32))
-
-
-def draw_replacement(
-    group: UnitGroup,
-    index: jax.Array,
-    valid: jax.Array,
-    key: jax.Array,
-    initializer: UnitInitializer,
-    params: Any,
-    bias_initializer: UnitInitializer | None = None,
-) -> Replacement:
-    """Fresh incoming weights for the units `index`; each kernel is drawn with a key made from its own name.
-
-    Where a kernel makes each copy of a unit with weights of its own, every copy gets a draw of its own. A fresh bias is
-    the first entry of a row that `bias_initializer` draws for the unit's first kernel.
-    """
-    numbers = [name_number(s.name) for s in group.incoming_kernels]
-    fresh = _named(group, _draw(group, len(index), key, numbers, initializer, params))
-    for s in group.incoming:
-        if s.role == "bias" and bias_initializer is not None:
-            size, fan, dtype = s.copies * s.fan, group.incoming_kernels[0].fan, get_leaf(params, s.path).dtype
-            rows = bias_initializer(leaf_key(key, s.name), len(index) * size, fan, group.width, dtype)
-            fresh[s.name] = rows[:, 0].reshape(len(index), size)
-    return Replacement(index, valid, fresh)
-
-
-def choose_and_draw(
-    groups: Sequence[UnitGroup],
-    choose: Callable[..., tuple[jax.Array, jax.Array]],
-    known: Mapping[str, tuple[jax.Array, ...]],
-    key: jax.Array,
-    initializers: Mapping[str, UnitInitializer],
-    params: Any,
-) -> dict[str, Replacement]:
-    """The units of every group that go, with fresh weights as `draw_replacement` gives them.
-
-    The layers of a deep network are much alike. For those that differ in their numbers alone one program is compiled,
-    which loops over them; else most of the time to compile a step would go into random numbers.
-
-    Args:
-        groups: the groups.
-        choose: `choose(*known) -> (index, valid)`, as in `Replacement`.
-        known: by group name, what `choose` is given.
-        key: the step's key; each group's is made from its own name.
-        initializers: by group name.
-        params: the model's parameters.
-    """
-    kinds: dict[Any, list[UnitGroup]] = {}
-    for g in groups:
-        kernels = tuple((s.copies, s.fan, get_leaf(params, s.path).dtype) for s in g.incoming_kernels)
-        numbers = tuple((x.shape, x.dtype) for x in known[g.name])
-        law = initializers[g.name]
-        same = law if isinstance(law, Initializer) else id(law)
-        kinds.setdefault((g.width, kernels, numbers, same), []).append(g)
-
-    def some(first: UnitGroup, name: Any, kernels: Any, known: tuple[jax.Array, ...]) -> tuple[Any, ...]:
-        index, valid = choose(*known)
-        key_of_group = jax.random.fold_in(key, name)
-        return index, valid, _draw(first, len(index), key_of_group, kernels, initializers[first.name], params)
-
-    found: dict[str, Replacement] = {}
-    for alike in kinds.values():
-        first = alike[0]
-        names = np.array([name_number(g.name) for g in alike], np.uint32)
-        kernels = np.array([[name_number(s.name) for s in g.incoming_kernels] for g in alike], np.uint32)
-        theirs = [known[g.name] for g in alike]
-        if len(alike) < _LOOP_FROM:
-            drawn = [some(first, *each) for each in zip(names, kernels, theirs, strict=True)]
-        else:
-            each = names, kernels, jax.tree.map(lambda *x: jnp.stack(x), *theirs)
-            stacked = jax.lax.map(lambda x, first=first: some(first, *x), each)
-            drawn = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(alike))]
-        for g, (index, valid, rows) in zip(alike, drawn, strict=True):
-            found[g.name] = Replacement(index, valid, _named(g, rows))
-    return found
-
-
-def _draw(
-    group: UnitGroup, n: int, key: jax.Array, numbers: Sequence[Any], initializer: UnitInitializer, params: Any
-) -> list[jax.Array]:
-    """Fresh rows of `n` units for every incoming kernel, each drawn with the key of its number."""
-    return [
-        initializer(
-            jax.random.fold_in(key, number), n * s.copies, s.fan, group.width, get_leaf(params, s.path).dtype
-        ).reshape(n, s.copies * s.fan)
-        for s, number in zip(group.incoming_kernels, numbers, strict=True)
-    ]
-
-
-def _named(group: UnitGroup, rows: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    return {s.name: own for s, own in zip(group.incoming_kernels, rows, strict=True)}
 
 
 def replace_units(
@@ -266,31 +139,6 @@ def _applied(
     return updates, inner_state
 
 
-def forget_units(state: Any, gone: Mapping[str, jax.Array]) -> Any:
-    """The state with 0 in all that methods which replace units know of the units `gone`, bool `[width]` by group name.
-
-    Such a method's state is a named tuple that lists the fields in question, dictionaries by group name of arrays
-    `[width, ...]`, in its attribute `per_unit`.
-    """
-
-    def is_method(node: Any) -> bool:
-        return hasattr(node, "per_unit")
-
-    def forget(node: Any) -> Any:
-        if not is_method(node):
-            return node
-        fields = {name: {n: blank(n, v) for n, v in getattr(node, name).items()} for name in node.per_unit}
-        return node._replace(inner=forget_units(node.inner, gone), **fields)
-
-    def blank(name: str, values: jax.Array) -> jax.Array:
-        mask = gone.get(name)
-        if mask is None or mask.shape != values.shape[:1]:
-            return values
-        return jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)), jnp.zeros([], values.dtype), values)
-
-    return jax.tree.map(forget, state, is_leaf=is_method)
-
-
 def reset_updates(units: UnitGraph, replacements: Mapping[str, Replacement], params: Any, updates: Any) -> Any:
     """Updates that take the replaced units to their fresh weights, and every other weight where `updates` takes it.
 
@@ -305,110 +153,6 @@ def reset_mask(units: UnitGraph, replacements: Mapping[str, Replacement], params
     """Per parameter, bool of its shape: which entries belong to a replaced unit."""
     params = network_params(params)
     return _mask(_edits(units, replacements, params), params)
-
-
-def network_params(params: Any) -> Any:
-    """The weights that the network runs with, which a graph's paths name: the fast ones of `optax.LookaheadParams`."""
-    return params.fast if isinstance(params, optax.LookaheadParams) else params
-
-
-def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: Any, masks: Any) -> Any:
-    """The inner optimizer's state, with what `inner.init(params)` gives in the statistics of all masked weights.
-
-    Most initial statistics are constants, and XLA computes nothing for them. Those that are made from the weights (the
-    anchor of a penalty, the averaged weights of `optax.contrib.schedule_free`) are made from the fresh weights.
-    A statistic that weights share, with axes of size 1 (the counts of `plastic_jax.adam`), is reset where all of them
-    are. What belongs to a layer as a whole, a single number, stays.
-
-    Args:
-        inner: the inner optimizer.
-        state: its state after this step.
-        params: the parameters after this step, fresh weights included.
-        masks: per parameter, bool of its shape: which entries belong to a replaced unit.
-
-    Raises:
-        ValueError: a statistic that belongs to a parameter has another shape (Adafactor's factored moments).
-    """
-    if not jax.tree.leaves(state):
-        return state
-    chosen = _statistics(inner, state, params, masks)
-    return jax.tree.map(
-        lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state
-    )
-
-
-def restart_counts(
-    inner: optax.GradientTransformation, units: UnitGraph, state: Any, params: Any, now: jax.Array
-) -> Any:
-    """The inner optimizer's state with, where `now`, the step counts of all parameters around the units begun again.
-
-    Counts are the whole numbers that it keeps of parameters (`plastic_jax.adam`); one that all parameters share stays.
-    """
-    around = {s.path for g in units.groups for s in (*g.incoming, *g.outgoing)}
-    leaves = [jnp.full(leaf.shape, name in around) & now for name, leaf in named_leaves(network_params(params))]
-    masks = jax.tree.unflatten(jax.tree.structure(network_params(params)), leaves)
-
-    def restart(mask: Any, fresh: Any, old: Any) -> Any:
-        counts = mask is not False and jnp.issubdtype(old.dtype, jnp.integer)
-        return jnp.where(mask, fresh, old) if counts else old
-
-    return jax.tree.map(restart, _statistics(inner, state, params, masks), inner.init(params), state)
-
-
-def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, masks: Any) -> Any:
-    """The state with each parameter's mask in place of its statistics, and `False` in place of everything else."""
-    shapes = [jnp.shape(mask) for mask in jax.tree.leaves(masks)]
-    unknown: list[tuple[int, ...]] = []
-
-    def gap(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    def init(tree: Any) -> Any:
-        return inner.init(optax.LookaheadParams(tree, tree) if isinstance(params, optax.LookaheadParams) else tree)
-
-    def own(statistic: Any, mask: jax.Array) -> Any:
-        if gap(statistic):
-            return statistic
-        shape = jnp.shape(statistic)
-        if shape == mask.shape:
-            return mask
-        if is_shared(shape, mask.shape):
-            return jnp.all(mask, axis=tuple(d for d, n in enumerate(mask.shape) if n != shape[d]), keepdims=True)
-        return other(statistic, of_parameter=True)
-
-    def other(leaf: Any, of_parameter: bool = False) -> Any:
-        if jnp.shape(leaf) == (sum(map(math.prod, shapes)),) and len(shapes) > 1:  # all parameters in one vector
-            return jnp.concatenate([mask.ravel() for mask in jax.tree.leaves(masks)])
-        if of_parameter and jnp.ndim(leaf) > 0:
-            unknown.append(jnp.shape(leaf))
-        return False
-
-    def like_params(node: Any) -> bool:
-        own_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node)]
-        return len(own_shapes) == len(shapes) and all(map(is_shared, own_shapes, shapes))
-
-    def by_shape(node: Any) -> Any:
-        if not like_params(node):
-            return other(node, of_parameter=True)
-        leaves = [own(*pair) for pair in zip(jax.tree.leaves(node), jax.tree.leaves(masks), strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(node), leaves)
-
-    try:
-        chosen = optax.tree_utils.tree_map_params(init, own, state, masks, transform_non_params=other, is_leaf=gap)
-    except Exception:  # noqa: BLE001  whatever an `init` raises that looks into its parameters
-        unknown.clear()
-        chosen = jax.tree.map(by_shape, state, is_leaf=like_params)
-    if unknown:
-        raise ValueError(
-            f"reset_inner_state: the inner optimizer keeps statistics of shape {unknown[0]}, which is not that of a "
-            "parameter; per-unit resets need statistics of the parameter's shape (reset_state=False skips them)"
-        )
-    return chosen
-
-
-def is_shared(statistic: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
-    """Whether a statistic of this shape has one entry for all weights along some axes of the parameter."""
-    return len(statistic) == len(parameter) and all(n in (1, m) for n, m in zip(statistic, parameter, strict=True))
 
 
 def add_replaced(replaced: Mapping[str, jax.Array], gone: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -496,7 +240,7 @@ def _incoming_edits(s: Slice, replacement: Replacement, width: int, shape: tuple
         value = 1.0 if s.role in ("scale", "var") else 0.0
         return [_Edit(s.spread(replacement.mask(width), shape), value)]
     own = (*s.copy_dims, *s.fan_dims)
-    masks, rows = replacement._one_hot(width), replacement.fresh[s.name]
+    masks, rows = replacement.one_hot(width), replacement.fresh[s.name]
     if len(rows) > _ROWS_ONE_BY_ONE or replacement.amount is not None:
         by_unit = rows[jnp.argmax(masks, axis=0)]
         return [_Edit(s.spread(replacement.share(width), shape), s.spread(by_unit, shape, (*s.unit_dims, *own)))]

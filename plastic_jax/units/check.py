@@ -110,8 +110,9 @@ def _quickly() -> Any:
 
 def _replaced(groups: Sequence[UnitGroup], params: Any, chosen: Mapping[str, np.ndarray]) -> Any:
     """The parameters after the chosen units of the groups were replaced."""
+    from plastic_jax.replacement.draw import draw_replacement
     from plastic_jax.replacement.initializers import unit_initializer
-    from plastic_jax.replacement.reset import draw_replacement, reset_updates
+    from plastic_jax.replacement.reset import reset_updates
 
     initializer, key = unit_initializer("lecun_uniform", "linear"), jax.random.key(0)
 

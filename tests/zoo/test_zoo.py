@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from plastic_jax.paths import get_leaf, set_leaves
+from plastic_jax.replacement.draw import draw_replacement
 from plastic_jax.replacement.initializers import unit_initializer
-from plastic_jax.replacement.reset import draw_replacement, reset_updates
+from plastic_jax.replacement.reset import reset_updates
 from plastic_jax.units import trace_units
 from tests.zoo.table import as_counted, installed
 from tests.zoo.zoo import FAMILIES, NOT_YET, load

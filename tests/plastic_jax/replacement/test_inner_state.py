@@ -11,8 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from plastic_jax import MLP, adam, continual_backprop, l2_init, muon, redo, trace_units
+from plastic_jax.replacement.draw import Replacement, draw_replacement
 from plastic_jax.replacement.initializers import unit_initializer
-from plastic_jax.replacement.reset import Replacement, draw_replacement, replace_units
+from plastic_jax.replacement.reset import replace_units
 
 NETWORK, X, KEY = MLP(widths=(5, 4), outputs=2), jnp.ones((3, 6)), jax.random.key(0)
 PARAMS: Any = jax.tree.map(lambda p: p + 0.1, NETWORK.init(KEY, X)["params"])

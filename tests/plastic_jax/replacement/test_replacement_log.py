@@ -10,8 +10,8 @@ import pytest
 
 from plastic_jax import MLP, continual_backprop, trace_units
 from plastic_jax.methods.redo import redo
+from plastic_jax.replacement.draw import Replacement
 from plastic_jax.replacement.replacement_log import AGES, LOOK_EVERY, empty, events, find, record
-from plastic_jax.replacement.reset import Replacement
 
 WIDTHS = {"b": 5, "a": 3}  # not in the order of their names
 STEPS, BOUND = 450, 2

@@ -10,18 +10,10 @@ import pytest
 
 from plastic_jax import MLP, Initializer, Slice, UnitGraph, UnitGroup, adam, trace_units
 from plastic_jax.paths import leaf_key
+from plastic_jax.replacement.draw import Replacement, choose_and_draw, draw_replacement
 from plastic_jax.replacement.initializers import unit_initializer
-from plastic_jax.replacement.reset import (
-    Replacement,
-    check_units,
-    choose_and_draw,
-    draw_replacement,
-    just_replaced,
-    reset_inner_state,
-    reset_mask,
-    reset_updates,
-    transferred_bias,
-)
+from plastic_jax.replacement.inner_state import reset_inner_state
+from plastic_jax.replacement.reset import check_units, just_replaced, reset_mask, reset_updates, transferred_bias
 
 GROUP = UnitGroup(
     name="Conv_0",

@@ -9,7 +9,8 @@ import pytest
 
 from plastic_jax import Initializer, adam, continual_backprop, redo, trace_units
 from plastic_jax.paths import get_leaf
-from plastic_jax.replacement.reset import Replacement, draw_replacement, replace_units
+from plastic_jax.replacement.draw import Replacement, draw_replacement
+from plastic_jax.replacement.reset import replace_units
 from plastic_jax.replacement.step_counts import count_by_weight
 
 
