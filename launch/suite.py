@@ -31,6 +31,7 @@ from launch.cli import run_cli
 from launch.config import suite as asked
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import find_method
+from launch.config.optimizers import OPTIMIZERS
 from launch.config.suite import Rate, Suite, courses
 from launch.config.syntax import parse_every, parse_seeds, split
 from launch.engine.build import job_program, load_data
@@ -144,7 +145,9 @@ def of_flags(values: flags.FlagValues, there: Suite | None) -> Suite:
 def _check_methods(suite: Suite) -> None:
     """Refuse methods and settings that there are not, which would else count as methods that a task is not for."""
     for entry in suite.entries:
-        known = find_method(entry.call).settings
+        known = dict(find_method(entry.call).settings)
+        optimizer = entry.call.settings.get("optimizer", "sgd")
+        known |= OPTIMIZERS[optimizer].settings if optimizer in OPTIMIZERS else {}
         for name in entry.call.settings:
             if name not in known:
                 raise unknown(f"--methods: setting of {entry.label}", name, known)

@@ -24,6 +24,7 @@ import plastic_jax
 from launch import train
 from launch.config.experiment import resolve
 from launch.config.methods import METHODS, NETWORK_OPTIONS, MethodSpec
+from launch.config.optimizers import OPTIMIZERS
 from launch.config.registry import LEARNERS, TASKS
 from launch.config.signatures import read_fields
 from launch.config.syntax import parse_call, parse_methods
@@ -201,6 +202,7 @@ def settings_of(name):
     if isinstance(kind, MethodSpec):
         return {
             *kind.settings,
+            *(name for spec in OPTIMIZERS.values() for name in spec.settings),
             *NETWORK_OPTIONS,
             "normalise_inputs",
             *(kind.signature.parameters if kind.signature else ()),

@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.config.hyperparameters import Hyperparameter, Option
 from launch.config.methods import METHODS, NETWORK_OPTIONS, MethodSpec, find_method
+from launch.config.optimizers import OPTIMIZERS, OptimizerSpec
 from launch.config.presets import CORRECTED, PUBLISHED
 from launch.config.registry import LEARNERS, NETWORKS, TASKS, TaskSpec
 from launch.config.signatures import read_fields
@@ -14,15 +15,17 @@ from launch.config.syntax import Call, parse_value
 from launch.errors import unknown
 
 _OF_NETWORKS = f"a method may have its own {' and '.join(NETWORK_OPTIONS)}: backprop(norm=layer_norm)"
+_OF_OPTIMIZERS = "every method has one: continual_backprop(optimizer=adam)"
 _OF_INPUTS = "every method may have normalise_inputs=True: continual_backprop(normalise_inputs=True)"
 
 
 def everything() -> str:
-    """Tasks, methods and networks, a line each."""
+    """Tasks, methods, optimizers and networks, a line each."""
     lines = ["tasks (--task); --explain=NAME shows the settings"]
     lines += [f"  {s.name}{_aliases(s.aliases)}: {s.described}; network {s.network}" for s in TASKS.values()]
     lines += [f"methods (--methods); --explain=NAME shows the settings; {_OF_INPUTS}"]
     lines += [f"  {s.name}: {s.described}{' (task-aware)' if s.task_aware else ''}" for s in METHODS.values()]
+    lines += [f"optimizers; {_OF_OPTIMIZERS}", *[f"  {s.name}: {s.described}" for s in OPTIMIZERS.values()]]
     lines += [f"networks (--network); {_OF_NETWORKS}", *[f"  {name}" for name in NETWORKS]]
     having = {name: [s.name for s in TASKS.values() if name in s.presets] for name in _preset_names(TASKS.values())}
     told = [n if n in (CORRECTED, PUBLISHED) else f"{n} ({', '.join(tasks)})" for n, tasks in having.items()]
@@ -30,15 +33,17 @@ def everything() -> str:
 
 
 def explain(name: str) -> str:
-    """Every setting of a method or of a task.
+    """Every setting of a method, of a task or of an optimizer.
 
     Raises:
-        InputError: neither a method nor a task has that name.
+        InputError: none of them has that name.
     """
     tasks = {alias: spec for spec in TASKS.values() for alias in (spec.name, *spec.aliases)}
     methods = [alias for spec in METHODS.values() for alias in (spec.name, *spec.aliases)]
+    if name in OPTIMIZERS:
+        return optimizer(OPTIMIZERS[name])
     if ":" not in name and name not in (*methods, *tasks):
-        raise unknown("--explain", name, [*methods, *tasks])
+        raise unknown("--explain", name, [*methods, *tasks, *OPTIMIZERS])
     return task(tasks[name]) if name in tasks else method(find_method(Call(name, {})))
 
 
@@ -50,6 +55,14 @@ def method(spec: MethodSpec) -> str:
     for name, setting in spec.settings.items():
         lines += [*_setting(name, setting), *_presets(spec, name, setting)]
     return "\n".join(lines)
+
+
+def optimizer(spec: OptimizerSpec) -> str:
+    """The settings that a method has beside its own with this inner optimizer."""
+    lines = [f"{spec.name}: {spec.described}"]
+    lines += [f"source: {spec.signature.source}"] if spec.signature is not None and spec.signature.source else []
+    lines += [f"settings of methods with optimizer={spec.name}, beside their own:"] * bool(spec.settings)
+    return "\n".join(lines + [line for name, setting in spec.settings.items() for line in _setting(name, setting)])
 
 
 def task(spec: TaskSpec) -> str:

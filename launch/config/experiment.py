@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.config.branch import Source, check_fits, find_source
 from launch.config.identity import text_of
 from launch.config.methods import NETWORK_OPTIONS, NORMALISE_INPUTS, MethodSpec, find_method
+from launch.config.optimizers import OPTIMIZERS
 from launch.config.presets import ALIASES, CORRECTED
 from launch.config.registry import TaskSpec, find_learner, find_task
 from launch.config.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
@@ -315,7 +316,7 @@ def _length(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", 
 
 
 def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", entry: Entry) -> Job:
-    method = _method(spec, entry)
+    method = _method(experiment, spec, entry)
     hyper, static = _settings(experiment, spec, entry, method)
     swept = _swept(experiment, entry.label, method)
     names, number = list(swept), math.prod(map(len, swept.values())) * len(experiment.seeds)
@@ -333,9 +334,9 @@ def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", ent
     return Job(entry.label, method, static, lanes, network, entry.call.name)
 
 
-def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
-    """The method, with what its call says of the network, and the learner's numbers beside its own."""
-    method = find_method(entry.call)
+def _method(experiment: Experiment, spec: TaskSpec, entry: Entry) -> MethodSpec:
+    """The method, with what its call says of the network, and the numbers of its optimizer and learner."""
+    method = _with_optimizer(experiment, spec, entry, find_method(entry.call))
     beside = {name: value for name, value in entry.call.settings.items() if name not in method.settings}
     options = {**method.network_options, **{name: beside[name] for name in NETWORK_OPTIONS if name in beside}}
     normalise = NORMALISE_INPUTS.checked(
@@ -347,6 +348,25 @@ def _method(spec: TaskSpec, entry: Entry) -> MethodSpec:
     return dataclasses.replace(method, more={**method.more, **spec.hyperparameters}) if spec.learner else method
 
 
+def _with_optimizer(experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec) -> MethodSpec:
+    """The method with the settings of the optimizer that is asked for; a name that there is not is told elsewhere."""
+    chosen: Any = entry.call.settings.get("optimizer", _usual_optimizer(experiment, spec, method))
+    for text in experiment.set:
+        owner, name, value = _assignment("--set", text)
+        if name == "optimizer" and owner in ("", method.name, entry.label, entry.call.name):
+            chosen = parse_value(value)
+    if not isinstance(chosen, str) or chosen not in OPTIMIZERS:
+        return method
+    if spec.learner and OPTIMIZERS[chosen].streams:
+        raise InputError(f"--methods: {entry.label}.optimizer={chosen} is for streams of examples, not for {spec.name}")
+    return dataclasses.replace(method, optimizer=chosen)
+
+
+def _usual_optimizer(experiment: Experiment, spec: TaskSpec, method: MethodSpec) -> Any:
+    """The optimizer that the method has here where nothing is asked for."""
+    return spec.preset(experiment.preset).of(method).get("optimizer", method.settings["optimizer"].default)
+
+
 def _plain(value: Any) -> Any:
     """What `run.json` can hold of a setting of a task."""
     return value if isinstance(value, str | int | float | bool | None | tuple | list) else text_of(value)
@@ -356,6 +376,8 @@ def _settings(
     experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
     given = {name: ("--preset", value) for name, value in spec.preset(experiment.preset).of(method).items()}
+    if method.optimizer != _usual_optimizer(experiment, spec, method):  # for which the preset's numbers are not
+        given |= {name: ("--preset", value) for name, value in OPTIMIZERS[method.optimizer].defaults.items()}
     given |= {OLD_NAMES.get(name, name): ("--methods", value) for name, value in entry.call.settings.items()}
     for text in experiment.set:
         owner, name, value = _assignment("--set", text)
@@ -397,7 +419,7 @@ def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) 
     """Every `--set` and `--sweep` reaches a method."""
     owned: dict[str, set[str]] = {}
     for entry in entries:
-        method = _method(spec, entry)
+        method = _method(experiment, spec, entry)
         for owner in ("", entry.label, entry.call.name, method.name):
             owned.setdefault(owner, set()).update(method.settings)
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):

@@ -86,7 +86,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list("log", [], "further sinks: tensorboard, wandb", flag_values=values)
     flags.DEFINE_list("metric", [], "metrics in the figure; by default the task's own", flag_values=values)
     flags.DEFINE_bool("list", False, "list tasks, methods and networks, and end", flag_values=values)
-    flags.DEFINE_string("explain", None, "explain the settings of a method or task, and end", flag_values=values)
+    flags.DEFINE_string(
+        "explain", None, "explain the settings of a method, task or optimizer, and end", flag_values=values
+    )
     flags.DEFINE_enum(
         "job_script",
         None,

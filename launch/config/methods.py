@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.config.hyperparameters import Hyperparameter, Option
+from launch.config.optimizers import OPTIMIZER, OPTIMIZERS
 from launch.config.signatures import Signature, imported, read_signature
 from launch.config.syntax import Call
 from launch.errors import InputError, unknown
@@ -34,14 +35,6 @@ class BuildContext:
     axis_name: str | None = None
 
 
-OPTIMIZER: Mapping[str, Hyperparameter | Option] = {
-    "optimizer": Option("sgd", "the inner optimizer", ("sgd", "momentum", "adam", "muon")),
-    "step_size": Hyperparameter(0.01, 0, 100, "step size of the inner optimizer"),
-    "momentum": Hyperparameter(0.9, 0, 1, "velocity decay; used with optimizer=momentum and muon", below=True),
-    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam and muon", below=True),
-    "b2": Hyperparameter(0.999, 0, 1, "decay of Adam's second moment; used with optimizer=adam and muon", below=True),
-}
-"""Settings of the inner optimizer, which every method has."""
 LEAVE_OUT = Option("nothing", "pattern of parameters that replacement neither reads nor edits")
 RESTART_ALL = Option(
     True, "begin running statistics and the optimizer's state anew as well as the weights", (True, False), bool
@@ -69,6 +62,7 @@ class MethodSpec:
         network: the network it always has, or `None` for the run's.
         network_options: settings of the network that it changes.
         normalise_inputs: whether the learner normalises inputs by their running moments.
+        optimizer: the inner optimizer whose own settings it has; runs have that which they are asked for.
         source: where it comes from; where it is empty, the references of the factory's docstring.
         aliases: other names.
     """
@@ -86,6 +80,7 @@ class MethodSpec:
     network: str | None = None
     network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalise_inputs: bool = False
+    optimizer: str = "sgd"
     source: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -102,6 +97,7 @@ class MethodSpec:
         units = {"leave_out": LEAVE_OUT} if self.needs_units else {}
         units |= {"input_decay": INPUT_DECAY} if self.normalise_inputs else {}
         found = {name: setting for name, setting in own.items() if name not in self.fixed}
+        inner = {**inner, **OPTIMIZERS[self.optimizer].settings}
         found |= {**units, **self.more} | {name: setting for name, setting in inner.items() if name not in found}
         changed = {name: dataclasses.replace(found[name], default=value) for name, value in self.defaults.items()}
         return found | changed
@@ -122,11 +118,16 @@ class MethodSpec:
         return self.signature is not None and "units" in self.signature.required
 
     @property
+    def needs(self) -> frozenset[str]:
+        """The extra arguments that its transformation, an inner method or the inner optimizer cannot do without."""
+        own = () if self.signature is None else self.signature.needs
+        inner = METHODS[self.inner].needs if self.inner else ()
+        return frozenset((*own, *inner, *OPTIMIZERS[self.optimizer].needs))
+
+    @property
     def needs_feature_gradients(self) -> bool:
-        """Whether it, or its inner method, is given the gradients in the features."""
-        needs = () if self.signature is None else self.signature.needs
-        inner = METHODS[self.inner] if self.inner else None
-        return "feature_gradients" in needs or (inner is not None and inner.needs_feature_gradients)
+        """Whether any part of it is given the gradients in the features."""
+        return "feature_gradients" in self.needs
 
     @property
     def task_aware(self) -> bool:
@@ -150,7 +151,10 @@ class MethodSpec:
         """The transformation; called inside the compiled step, where the numbers in `hyper` are traced."""
         import optax
 
-        inner = METHODS[self.inner].build(hyper, options, context) if self.inner else _optimizer(hyper, options)
+        optimizer = OPTIMIZERS[options["optimizer"]]
+        inner = (
+            METHODS[self.inner].build(hyper, options, context) if self.inner else optimizer.build({**options, **hyper})
+        )
         if self.signature is None:
             return inner
         given = {
@@ -164,22 +168,6 @@ class MethodSpec:
         values = {**options, **hyper, **given, **self.fixed}
         arguments = {name: values[name] for name in self.signature.parameters if name in values}
         return optax.with_extra_args_support(imported("--methods", self.factory)(**arguments))
-
-
-def _optimizer(hyper: Mapping[str, Any], options: Mapping[str, Any]) -> "optax.GradientTransformationExtraArgs":
-    """The optimizer that learns; Adam counts steps per weight, as replacing units needs."""
-    import optax
-
-    from plastic_jax.optimizers.adam import adam
-    from plastic_jax.optimizers.muon import muon
-
-    if options["optimizer"] == "momentum":
-        return optax.sgd(hyper["step_size"], hyper["momentum"])
-    if options["optimizer"] == "adam":
-        return adam(hyper["step_size"], hyper["b1"], hyper["b2"])
-    if options["optimizer"] == "muon":
-        return muon(hyper["step_size"], hyper["momentum"], hyper["b1"], hyper["b2"])
-    return optax.sgd(hyper["step_size"])
 
 
 def _method(name: str, module: str = "", **fields: Any) -> MethodSpec:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from launch.config.experiment import Experiment, Job, resolve
 from launch.config.hyperparameters import Hyperparameter
-from launch.config.methods import METHODS, OPTIMIZER
+from launch.config.methods import METHODS
+from launch.config.optimizers import OPTIMIZER
 from launch.config.registry import find_task_spec
 from launch.config.signatures import read_fields
 from launch.config.syntax import Entry, parse_call, parse_methods, split, with_settings

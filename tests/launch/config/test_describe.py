@@ -10,6 +10,7 @@ from launch.config import describe
 from launch.config.experiment import Experiment, resolve
 from launch.config.hyperparameters import Hyperparameter
 from launch.config.methods import METHODS
+from launch.config.optimizers import OPTIMIZERS
 from launch.config.presets import CORRECTED, PUBLISHED
 from launch.config.registry import NETWORKS, PPO_NUMBERS, TASKS, find_task
 from launch.config.syntax import Call
@@ -24,7 +25,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 def test_the_list_names_everything_there_is():
     lines = describe.everything().splitlines()
-    for name in [*TASKS, *METHODS, *NETWORKS]:
+    for name in [*TASKS, *METHODS, *OPTIMIZERS, *NETWORKS]:
         assert any(line.strip().split(":")[0].split(" ")[0] == name for line in lines), name
     assert any("bit_flipping" in line for line in lines)
     assert all(preset in lines[-1] for preset in (CORRECTED, PUBLISHED))
@@ -44,6 +45,14 @@ def test_explain_gives_meaning_default_values_of_presets_and_range_of_every_sett
         assert f"default {default})" in parts[at]
         assert parts[at + 1].strip() == each.meaning
         assert re.match(r"every preset: |--preset=corrected", parts[at + 2].strip())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_explain_knows_every_optimizer_and_its_own_settings(name):
+    spec, text = OPTIMIZERS[name], describe.explain(name)
+    assert spec.described in text
+    for setting, each in spec.settings.items():
+        assert f"  {setting} (" in text and each.meaning in text
 
 
 def test_explain_shows_where_the_published_value_is_another():

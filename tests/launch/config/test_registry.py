@@ -11,8 +11,9 @@ from launch.config import presets
 from launch.config.experiment import Experiment, lane_keys, resolve
 from launch.config.methods import METHODS
 from launch.config.networks import find_network
+from launch.config.optimizers import OPTIMIZERS
 from launch.config.presets import CORRECTED, PUBLISHED
-from launch.config.registry import NETWORKS, TASKS, TaskSpec, find_learner, find_task
+from launch.config.registry import NETWORKS, PPO_NUMBERS, TASKS, TaskSpec, find_learner, find_task
 from launch.config.syntax import Every, parse_call
 from launch.engine import execution, loop
 from launch.engine.build import hyper_arrays, job_program
@@ -40,6 +41,16 @@ def test_a_method_says_what_it_is_and_where_from_and_its_defaults_are_allowed(na
         assert each.meaning, setting
         assert each.checked(setting, each.default) == each.default
     assert spec.network is None or parse_call("", spec.network).name in NETWORKS
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizers_settings_are_told_apart_from_those_of_methods_and_learners(name):
+    spec = OPTIMIZERS[name]
+    assert spec.name == name and spec.described
+    for setting, each in spec.settings.items():
+        assert each.meaning and each.checked(setting, each.default) == each.default
+        assert setting not in PPO_NUMBERS
+        assert not [method.name for method in METHODS.values() if setting in method.settings], setting
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -11,7 +11,8 @@ import jax
 import pytest
 
 from launch.config.hyperparameters import Hyperparameter, Option
-from launch.config.methods import METHODS, OPTIMIZER, BuildContext
+from launch.config.methods import METHODS, BuildContext
+from launch.config.optimizers import OPTIMIZER, OPTIMIZERS
 from launch.config.registry import LEARNERS, TASKS
 from launch.config.signatures import GIVEN, imported, read_fields, read_signature
 from launch.errors import InputError
@@ -19,7 +20,10 @@ from plastic_jax.methods import signature
 from plastic_jax.methods.signature import Range
 
 ROOT = Path(__file__).parents[3]
-FACTORIES = sorted({spec.factory for spec in METHODS.values() if spec.factory})
+FACTORIES = sorted(
+    {spec.factory for spec in METHODS.values() if spec.factory}
+    | {spec.factory for spec in OPTIMIZERS.values() if spec.settings}
+)
 
 
 def words(kind):

@@ -1,0 +1,93 @@
+"""The registry of inner optimizers. What their settings are stands in their own files, in `plastic_jax/optimizers`."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from launch.config.hyperparameters import Hyperparameter, Option
+from launch.config.signatures import Signature, imported, read_signature
+
+if TYPE_CHECKING:  # JAX takes seconds to import, and lists are printed without it
+    import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer as runs know it.
+
+    Attributes:
+        name: as flags write it.
+        factory: `package.module:name` of the function that makes the transformation; empty for those of optax alone.
+        summary: one line; where it is empty, the first of the factory's docstring.
+        defaults: settings whose default is another with it than that of `OPTIMIZER`, or of the factory.
+        fixed: arguments of the factory that are no settings here.
+        streams: whether it is for streams of examples alone, whose losses are never negative.
+    """
+
+    name: str
+    factory: str = ""
+    summary: str = ""
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    streams: bool = False
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the factory says of itself."""
+        return read_signature(self.factory) if self.factory else None
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Hyperparameter | Option]:
+        """Its settings beside those of `OPTIMIZER` by name."""
+        own = {} if self.signature is None else self.signature.settings
+        given = {*OPTIMIZER, *self.fixed}
+        return {name: self._here(name, setting) for name, setting in own.items() if name not in given}
+
+    def _here(self, name: str, setting: Any) -> Any:
+        return dataclasses.replace(setting, default=self.defaults[name]) if name in self.defaults else setting
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The extra arguments that its `update` cannot do without."""
+        return () if self.signature is None else self.signature.needs
+
+    @property
+    def described(self) -> str:
+        """The summary."""
+        return self.summary or ("" if self.signature is None else self.signature.summary)
+
+    def build(self, values: Mapping[str, Any]) -> "optax.GradientTransformation":
+        """The transformation with these settings, of which it takes those that it has."""
+        import optax
+
+        if self.signature is None:
+            return optax.sgd(values["step_size"], *([values["momentum"]] if self.name == "momentum" else []))
+        values = {**values, **self.fixed}
+        arguments = {name: values[name] for name in self.signature.parameters if name in values}
+        return imported("--optimizer", self.factory)(**arguments)
+
+
+def _optimizer(name: str, **fields: Any) -> OptimizerSpec:
+    """The optimizer that the function `name` of `plastic_jax.optimizers.<name>` makes."""
+    return OptimizerSpec(name, f"plastic_jax.optimizers.{name}:{name}", **fields)
+
+
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("sgd", summary="gradient descent"),
+        OptimizerSpec("momentum", summary="gradient descent with momentum"),
+        _optimizer("adam", fixed={"bias_correction": "standard"}),
+        _optimizer("muon"),
+    )
+}
+
+OPTIMIZER: Mapping[str, Hyperparameter | Option] = {
+    "optimizer": Option("sgd", "the inner optimizer", tuple(OPTIMIZERS)),
+    "step_size": Hyperparameter(0.01, 0, 100, "step size of the inner optimizer"),
+    "momentum": Hyperparameter(0.9, 0, 1, "velocity decay; used with optimizer=momentum and muon", below=True),
+    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam and muon", below=True),
+    "b2": Hyperparameter(0.999, 0, 1, "decay of Adam's second moment; used with optimizer=adam and muon", below=True),
+}
+"""Settings that every method has, whichever its inner optimizer; the optimizer's own join them."""
