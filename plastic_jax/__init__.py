@@ -40,7 +40,11 @@ from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
+from plastic_jax.optimizers.autostep import AutostepState, autostep
+from plastic_jax.optimizers.curvature import local_curvature
+from plastic_jax.optimizers.idbd import IDBDState, idbd, k1
 from plastic_jax.optimizers.muon import muon
+from plastic_jax.optimizers.step_sizes import of_new_weights, read_step_sizes
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
@@ -55,6 +59,7 @@ __all__ = [
     "SNR_STATIC_ARGS",
     "UTILITIES",
     "AdamState",
+    "AutostepState",
     "BatchNorm",
     "BoundaryResetState",
     "CPRState",
@@ -66,6 +71,7 @@ __all__ = [
     "FeatureUPGDState",
     "FireState",
     "HareAndTortoiseState",
+    "IDBDState",
     "Initializer",
     "L2InitState",
     "NormalizeAndProjectState",
@@ -91,6 +97,7 @@ __all__ = [
     "ada_upgd",
     "adam",
     "as_products",
+    "autostep",
     "continual_backprop",
     "cpr",
     "dash",
@@ -99,13 +106,18 @@ __all__ = [
     "fire",
     "fire_at_boundary",
     "hare_and_tortoise",
+    "idbd",
+    "k1",
     "l2_init",
     "l2_init_after_first_update",
+    "local_curvature",
     "metrics",
     "muon",
     "normalize_and_project",
+    "of_new_weights",
     "parseval",
     "published_shrink_and_perturb",
+    "read_step_sizes",
     "redo",
     "regrama",
     "replacement_effect",

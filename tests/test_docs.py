@@ -159,6 +159,10 @@ def test_every_public_name_is_in_the_reference(site):
         ("upgd", plastic_jax.upgd),
         ("upgd", plastic_jax.feature_upgd),
         ("adam", plastic_jax.adam),
+        ("idbd", plastic_jax.idbd),
+        ("idbd", plastic_jax.k1),
+        ("idbd", plastic_jax.autostep),
+        ("idbd", plastic_jax.of_new_weights),
         ("boundary_resets", plastic_jax.reset_head_at_boundary),
     ],
 )

@@ -26,10 +26,12 @@ from plastic_jax.checks import check_integer, check_number
 
 GIVEN = ("inner", "units", "key", "init", "step_size", "axis_name")
 """Parameters that are no hyperparameters."""
-EXTRA_ARGUMENTS = ("features", "boundary", "feature_gradients")
+EXTRA_ARGUMENTS = ("features", "boundary", "feature_gradients", "curvature", "hvp")
 """What `update` may need beside gradients, state and parameters.
 
-The learners give all of it, `feature_gradients` (the loss's gradient in every value of every unit) where told to."""
+The learners give all of it; where told to, `feature_gradients` (the loss's gradient in every value of every unit),
+`curvature` (of every weight, `plastic_jax.local_curvature`) and `hvp`, a function from a direction, a tree like the
+parameters, to the product of the loss's curvature matrix with it."""
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 

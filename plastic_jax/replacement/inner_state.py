@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.inner import network_params
+from plastic_jax.optimizers.step_sizes import fresh_step_sizes
 from plastic_jax.paths import named_leaves
 from plastic_jax.units.graph import UnitGraph
 
@@ -19,7 +20,8 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
     Most initial statistics are constants, and XLA computes nothing for them. Those that are made from the weights (the
     anchor of a penalty, the averaged weights of `optax.contrib.schedule_free`) are made from the fresh weights.
     A statistic that weights share, with axes of size 1 (the counts of `plastic_jax.adam`), is reset where all of them
-    are. What belongs to a layer as a whole, a single number, stays.
+    are. What belongs to a layer as a whole, a single number, stays. Learned step sizes are what
+    `plastic_jax.of_new_weights` says, the first ones where it is not used.
 
     Args:
         inner: the inner optimizer.
@@ -32,10 +34,8 @@ def reset_inner_state(inner: optax.GradientTransformation, state: Any, params: A
     """
     if not jax.tree.leaves(state):
         return state
-    chosen = _statistics(inner, state, params, masks)
-    return jax.tree.map(
-        lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, inner.init(params), state
-    )
+    chosen, first = _statistics(inner, state, params, masks), fresh_step_sizes(inner.init(params), state)
+    return jax.tree.map(lambda m, fresh, old: old if m is False else jnp.where(m, fresh, old), chosen, first, state)
 
 
 def restart_counts(
