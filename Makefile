@@ -25,8 +25,8 @@ types: $(STAMP) ## basedpyright on plastic_jax
 pytest: $(STAMP) ## the tests; ARGS='-k adam' chooses among them
 	$(PY) -m pytest -n 2 $(ARGS)
 
-test-slow: $(STAMP) ## kills, races, crash points, corruption: at most 20 minutes
-	$(PY) -m pytest -n 2 tests/slow $(ARGS)
+test-slow: $(STAMP) ## kills, races, crash points, corruption, and every case of tests that `test` runs for some
+	XLA_FLAGS= $(PY) -m pytest -n 2 -m slow $(ARGS)
 
 bench: $(STAMP) ## steps per second on this machine
 	$(PY) -m launch.benchmark

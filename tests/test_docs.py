@@ -320,6 +320,7 @@ def check_claims(found):
     assert late[2] < counted[1] and counted[2] < 0
 
 
+@pytest.mark.slow
 def test_notebook_runs_and_its_claims_hold(tmp_path):
     needs("nbclient", "ipykernel", "matplotlib")
     call("-c", RUN, str(NOTEBOOK), str(tmp_path / "run.ipynb"), str(tmp_path))

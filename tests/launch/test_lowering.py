@@ -14,6 +14,7 @@ from launch.engine.build import abstract_carry, job_program
 from launch.engine.devices import AXIS, spread
 from launch.engine.loop import chunk_of_steps
 from tests.launch import tiny
+from tests.marks import slow_unless
 
 LANES, STEPS = 2, 3
 
@@ -49,12 +50,8 @@ def check(program):
     assert len(program.mlir_module_serialized) > 1000
 
 
-@pytest.mark.parametrize(("task", "method"), tiny.QUICK)
+@pytest.mark.parametrize(("task", "method"), slow_unless(lambda *pair: pair in tiny.QUICK, tiny.PAIRS))
 def test_a_chunk_is_a_program_for_gpus_and_tpus(task, method, images):
-    is_a_program_for_gpus_and_tpus(task, method, images)
-
-
-def is_a_program_for_gpus_and_tpus(task, method, images):
     of = tiny.small(task, images)
     check(exported(of | {"network": ""} if METHODS[method].network else of, method))
 

@@ -1,6 +1,6 @@
 """Methods around methods: any two of the library compose, or one line says why not.
 
-Here every method is around two others and inside of two; `tests/slow/test_every_composition.py` takes all pairs.
+In `make test` every method is around two others and inside of two; in `make test-slow` all pairs are tried.
 """
 
 import jax
@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from tests.marks import slow_unless
 from tests.plastic_jax.test_contract import KEY, METHODS, PARAMS, STEPS, one_step, quick, types
 
 NAMES = [name for name in METHODS if name != "adam"]  # which wraps nothing
-SOME = [(name, NAMES[(at + step) % len(NAMES)]) for at, name in enumerate(NAMES) for step in (1, 4)]
+PAIRS = [(outer, inner) for outer in NAMES for inner in NAMES]
 REFUSED: set[tuple[str, str]] = set()
 """Pairs (outer, inner) that are refused."""
 
@@ -23,7 +24,12 @@ def around(outer, inner):
     return factory(**arguments(KEY) | {"inner": inner})
 
 
-def check_pair(outer, inner):
+def is_quick(outer, inner):
+    return (NAMES.index(inner) - NAMES.index(outer)) % len(NAMES) in (1, 4)
+
+
+@pytest.mark.parametrize(("outer", "inner"), slow_unless(is_quick, PAIRS))
+def test_a_method_around_another_keeps_all_types(outer, inner):
     """A step leaves the types of parameters and state as they are, so that all steps are one program."""
     tx = around(outer, around(inner, optax.sgd(0.1, momentum=0.9)))
 
@@ -38,11 +44,6 @@ def check_pair(outer, inner):
     else:
         before, after = jax.eval_shape(run, PARAMS)
         assert types(before) == types(after)
-
-
-@pytest.mark.parametrize(("outer", "inner"), SOME)
-def test_a_method_around_another_keeps_all_types(outer, inner):
-    check_pair(outer, inner)
 
 
 @pytest.mark.parametrize(

@@ -538,9 +538,8 @@ def test_works_with_injected_numbers_and_its_state_may_be_given_away(method):
 def test_works_inside_of_optax_wrappers(method):
     """Two steps in a chain, behind a mask, gathering two gradients a step, and with a gradient that is not finite."""
     tx = method.build(numbers(method), KEY)
-    more = PARAMS | {"other": jnp.ones(3)}
     gather = optax.MultiSteps(tx, 2)
-    forms = {
+    forms: dict[str, Any] = {
         "plain": tx,
         "chain": optax.chain(optax.identity(), tx),
         "mask": optax.masked(tx, lambda tree: {name: name != "other" for name in tree}),
@@ -549,27 +548,33 @@ def test_works_inside_of_optax_wrappers(method):
     }
     if "init" in method.inject[1](KEY):
         del forms["mask"]  # it draws a whole network, which has no gaps
+    gradient = jax.tree.map(jnp.cos, PARAMS)
+    nothing, twice, bad = (jax.tree.map(lambda g, by=by: g * by, gradient) for by in (0, 2, jnp.nan))
+    # Each form's gradients; those that must change nothing yet come first.
+    given = {"gather": [nothing, twice] * 2, "finite": [bad, gradient] * 2}
 
-    def run(gradient):
-        bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
-        done = {}
+    def step(carry, gradients, clocks):
+        after = {}
         for name, form in forms.items():
-            params = more if name == "mask" else PARAMS
-            state = form.init(params)
-            for clock in range(2):
-                extra = FEATURES | {"boundary": jnp.array(True), "clock": jnp.int32(clock)}
-                grads = gradient | {"other": jnp.full(3, 7.0)} if name == "mask" else gradient
-                if name in ("gather", "finite"):  # a first one that must change nothing yet
-                    first = bad if name == "finite" else jax.tree.map(jnp.zeros_like, gradient)
-                    updates, state = form.update(first, state, params, **extra)
-                    params = optax.apply_updates(params, updates)
-                    grads = jax.tree.map(lambda g: 2 * g, grads) if name == "gather" else grads
-                updates, state = optax.with_extra_args_support(form).update(grads, state, params, **extra)
-                params = optax.apply_updates(params, updates)
-            done[name] = params, state
-        return done
+            params, state = carry[name]
+            grads = gradients[name] | ({"other": jnp.full(3, 7.0)} if name == "mask" else {})
+            extra = FEATURES | {"boundary": jnp.array(True), "clock": clocks[name]}
+            updates, state = optax.with_extra_args_support(form).update(grads, state, params, **extra)
+            after[name] = optax.apply_updates(params, updates), state
+        return after
 
-    done = quick(run, jax.tree.map(jnp.cos, PARAMS))
+    def begin():
+        params = {name: PARAMS | ({"other": jnp.ones(3)} if name == "mask" else {}) for name in forms}
+        return {name: (params[name], form.init(params[name])) for name, form in forms.items()}
+
+    def arguments(call):
+        gradients = {name: given.get(name, [gradient] * 4)[call] for name in forms}
+        return gradients, {name: jnp.int32(call // 2 if name in given else call) for name in forms}
+
+    carry = jax.jit(begin)()
+    compiled = jax.jit(step).lower(carry, *arguments(0)).compile(QUICK)
+    carries = [carry := compiled(carry, *arguments(call)) for call in range(4)]
+    done = {name: carries[3 if name in given else 1][name] for name in forms}
     params, state = done.pop("plain")
     inside = {
         "chain": lambda s: s[1],

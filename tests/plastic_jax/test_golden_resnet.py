@@ -13,7 +13,10 @@ import pytest
 from plastic_jax import ResNet, continual_backprop, trace_units
 from plastic_jax.paths import get_leaf
 
-RECORDED = [pytest.param("full", False, id="full_width"), pytest.param("narrow", True, id="narrow")]
+RECORDED = [
+    pytest.param("full", False, id="full_width", marks=pytest.mark.slow),
+    pytest.param("narrow", True, id="narrow"),
+]
 
 
 class Learned(NamedTuple):
@@ -193,6 +196,7 @@ def test_float64_is_the_published_run_to_1e9(name, full, learn, summaries):
         summaries(trace, "f64/momentum_buffer", momentum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "full"), RECORDED)
 def test_float32_is_the_published_run(name, full, learn):
     trace, ours = learn(name, "f32", full)

@@ -1,6 +1,15 @@
 """Counts that the slow tests hand in with `record_property("count", "40 kills")`, listed at the end."""
 
+from pathlib import Path
+
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of this folder is slow."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -91,6 +91,7 @@ def falls():
     return stacked, np.array(frictions), *(np.stack(both, 1) for both in zip(*two, strict=True))
 
 
+@pytest.mark.slow
 def test_ants_fall_touch_feel_and_earn_as_on_mujoco_each_on_its_friction(stepped):
     assert brax_environment("gym_ant", "mjx").dt == pytest.approx(0.05)
     states, frictions, actions, seen, earned = falls()
@@ -114,6 +115,7 @@ def test_ants_fall_touch_feel_and_earn_as_on_mujoco_each_on_its_friction(stepped
         assert not states.done.any()
 
 
+@pytest.mark.slow
 def test_friction_is_that_of_each_environment(stepped):
     """Which MuJoCo itself would call wrong where the two were mixed up."""
     states, frictions, actions, seen, _ = falls()
@@ -122,6 +124,7 @@ def test_friction_is_that_of_each_environment(stepped):
     assert np.median(np.abs(mixed.obs - seen[:, 0]).max(axis=1)[ground]) > 0.05
 
 
+@pytest.mark.slow
 def test_episodes_start_from_noise_of_their_own_and_end_where_the_torso_is_too_low_or_too_high(stepped):
     env = brax_environment("gym_ant", "mjx")
     started = jax.jit(jax.vmap(env.reset))(jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), 4)))

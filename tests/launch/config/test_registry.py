@@ -23,6 +23,7 @@ from launch.errors import InputError
 from plastic_jax.networks import MLP, ConvNet, ResNet
 from tasks.base import Task
 from tests.launch import tiny
+from tests.marks import slow_unless
 
 TASK = "slowly_changing_regression(change_every=200)"
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -138,12 +139,11 @@ def test_a_tasks_presets_come_before_the_settings_that_are_typed(tmp_path, monke
     assert made("own(pictures=4,epochs=5)", "published") == (5, 4)
 
 
-@pytest.mark.parametrize("name", tiny.IN_SHORT)
+SWEPT = ("continual_backprop", "shrink_and_perturb")
+
+
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in SWEPT, tiny.METHOD_NAMES))
 def test_a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path):
-    a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path)
-
-
-def a_sweep_over_every_number_compiles_once_and_all_learn(name, monkeypatch, tmp_path):
     """Two values of every hyperparameter at once, in several batches: one trace, one program."""
     numbers = METHODS[name].hyperparameters
     traced, compiled = [], []
@@ -177,16 +177,9 @@ def _two_values(number):
     return f"{number.default:g},{low:g}"
 
 
-WITH_OPTIMIZERS = [(name, "sgd") for name in tiny.METHOD_NAMES] + [(name, "momentum") for name in tiny.IN_SHORT]
-WITH_OPTIMIZERS += [(name, "muon") for name in ("backprop", "continual_backprop", "swr", "upgd")]
-
-
-@pytest.mark.parametrize(("name", "optimizer"), WITH_OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "muon"])
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in (*tiny.IN_SHORT, "swr", "upgd"), tiny.METHOD_NAMES))
 def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
-    stays_finite_with_an_optimizer(name, optimizer)
-
-
-def stays_finite_with_an_optimizer(name, optimizer):
     """Some steps across a task change, two lanes, compiled in a hurry; Adam is swept above."""
     plan, job = planned(f"{name}(optimizer={optimizer})")
     program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
