@@ -84,6 +84,8 @@ class BraxEnvironment(Environment):
         change_at: `episode_end`, as published, or `once`, in the middle of an episode.
         low: smallest value; `None`: as in `CHANGES`.
         high: largest value, likewise.
+        cycle: how many values there are; change `k` has that of change `k mod cycle`, so that with 2 they are A, B, A,
+            B, ... and every lane is its own control. `None`: every change has a value of its own.
     """
 
     environment: str = "ant"
@@ -95,12 +97,13 @@ class BraxEnvironment(Environment):
     change_at: str = "episode_end"
     low: float | None = None
     high: float | None = None
+    cycle: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(
             self,
-            ("environments", "episode_length", "change_every"),
-            ("change_every",),
+            ("environments", "episode_length", "change_every", "cycle"),
+            ("change_every", "cycle"),
             choices={"backend": BACKENDS, "change": tuple(CHANGES), "change_at": ("episode_end", "once")},
         )
         least = self.episode_length * self.environments
@@ -109,6 +112,8 @@ class BraxEnvironment(Environment):
                 f"change_every: got {self.change_every}, allowed are numbers from {least} on: an episode of "
                 f"{self.episode_length} steps in each of {self.environments} environments"
             )
+        if self.cycle is not None and self.change == "none":
+            raise ValueError(f"cycle: got {self.cycle}, but nothing changes; give change=friction or another too")
         for name in ("low", "high"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -167,7 +172,8 @@ class BraxEnvironment(Environment):
             return about
         when = "at the end of an episode" if self.change_at == "episode_end" else "at once"
         name = self.change.replace("_", " ")
-        return f"{about}; {name} from [{low:g}, {high:g}] every {self._change_every:,} steps, {when}"
+        again = "" if self.cycle is None else f", {self.cycle} in turn"
+        return f"{about}; {name} from [{low:g}, {high:g}]{again} every {self._change_every:,} steps, {when}"
 
     @property
     def changes(self) -> bool:
@@ -187,7 +193,8 @@ class BraxEnvironment(Environment):
             own = jax.random.fold_in(jax.random.fold_in(key, _GROUND), number)
             return jnp.exp(jax.random.uniform(own, minval=math.log(low), maxval=math.log(high)))
 
-        return jnp.vectorize(draw)(jnp.asarray(change, jnp.int32))
+        number = jnp.asarray(change, jnp.int32)
+        return jnp.vectorize(draw)(number if self.cycle is None else number % self.cycle)
 
     def changes_until(self, key: jax.Array, steps: int) -> list[tuple[int, float]]:
         if not self.changes:

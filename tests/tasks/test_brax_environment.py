@@ -180,6 +180,15 @@ def test_values_follow_from_seed_and_number_alone_and_are_log_uniform():
     assert bounds.min() >= 0.5 and bounds.max() <= 0.6
 
 
+def test_values_in_turn_come_back_and_are_the_first_of_those_that_do_not():
+    task = BraxEnvironment(change="friction", change_every=16_000)
+    once = task.condition(KEY, jnp.arange(6))
+    in_turn = dataclasses.replace(task, cycle=2)
+    np.testing.assert_array_equal(in_turn.condition(KEY, jnp.arange(6)), jnp.tile(once[:2], 3))
+    assert [value for _, value in in_turn.changes_until(KEY, 48_000)] == [once[0], once[1], once[0]]
+    assert len(set(once.tolist())) == 6
+
+
 # -- Brax's ant
 
 
@@ -284,6 +293,8 @@ def test_an_ant_feels_what_changes(change):
         ("ant(backend=mjx,change=gravity)", ["backend: got 'mjx'", "gravity"]),
         ("slippery_ant(low=0)", ["low: got 0", "friction must be above 0"]),
         ("slippery_ant(high=-1.0)", ["high: got -1.0", "above 0"]),
+        ("slippery_ant(cycle=0)", ["cycle: got 0"]),
+        ("ant(cycle=2)", ["cycle: got 2", "nothing changes"]),
         ("ant(low=2)", ["low: got 2", "nothing changes", "change=friction"]),
         ("slippery_ant(change_every=2147483648)", ["change_every: got 2147483648", "up to 2147483647"]),
         ("slippery_ant(low=3)", ["low: got 3, above high, 2"]),
