@@ -42,8 +42,13 @@ from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
 from plastic_jax.optimizers.autostep import AutostepState, autostep
 from plastic_jax.optimizers.curvature import local_curvature
+from plastic_jax.optimizers.hypergradient import HypergradientState, hypergradient
 from plastic_jax.optimizers.idbd import IDBDState, idbd, k1
+from plastic_jax.optimizers.intentional import IntentionalState, intentional
+from plastic_jax.optimizers.metaoptimize import MetaOptimizeState, metaoptimize
 from plastic_jax.optimizers.muon import muon
+from plastic_jax.optimizers.obgd import ObGDState, obgd
+from plastic_jax.optimizers.parameter_free import dog, mechanic, prodigy
 from plastic_jax.optimizers.step_sizes import of_new_weights, read_step_sizes
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
@@ -71,10 +76,14 @@ __all__ = [
     "FeatureUPGDState",
     "FireState",
     "HareAndTortoiseState",
+    "HypergradientState",
     "IDBDState",
     "Initializer",
+    "IntentionalState",
     "L2InitState",
+    "MetaOptimizeState",
     "NormalizeAndProjectState",
+    "ObGDState",
     "ParsevalState",
     "RedoState",
     "RegramaState",
@@ -102,20 +111,27 @@ __all__ = [
     "cpr",
     "dash",
     "diagnose",
+    "dog",
     "feature_upgd",
     "fire",
     "fire_at_boundary",
     "hare_and_tortoise",
+    "hypergradient",
     "idbd",
+    "intentional",
     "k1",
     "l2_init",
     "l2_init_after_first_update",
     "local_curvature",
+    "mechanic",
+    "metaoptimize",
     "metrics",
     "muon",
     "normalize_and_project",
+    "obgd",
     "of_new_weights",
     "parseval",
+    "prodigy",
     "published_shrink_and_perturb",
     "read_step_sizes",
     "redo",

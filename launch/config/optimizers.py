@@ -68,9 +68,9 @@ class OptimizerSpec:
         return imported("--optimizer", self.factory)(**arguments)
 
 
-def _optimizer(name: str, **fields: Any) -> OptimizerSpec:
-    """The optimizer that the function `name` of `plastic_jax.optimizers.<name>` makes."""
-    return OptimizerSpec(name, f"plastic_jax.optimizers.{name}:{name}", **fields)
+def _optimizer(name: str, module: str = "", **fields: Any) -> OptimizerSpec:
+    """The optimizer that the function `name` of `plastic_jax.optimizers.<module>` makes; by default in its own file."""
+    return OptimizerSpec(name, f"plastic_jax.optimizers.{module or name}:{name}", **fields)
 
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
@@ -80,6 +80,11 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec("momentum", summary="gradient descent with momentum"),
         _optimizer("adam", fixed={"bias_correction": "standard"}),
         _optimizer("muon"),
+        _optimizer("metaoptimize", fixed={"eps": 1e-8}, defaults={"step_size": 1e-3}),
+        _optimizer("hypergradient"),
+        _optimizer("obgd", fixed={"eps": 1e-8}, defaults={"step_size": 1.0}, streams=True),
+        _optimizer("intentional", fixed={"eps": 1e-8}, defaults={"step_size": 0.5}, streams=True),
+        *(_optimizer(name, "parameter_free", defaults={"step_size": 1.0}) for name in ("prodigy", "dog", "mechanic")),
     )
 }
 
@@ -87,7 +92,7 @@ OPTIMIZER: Mapping[str, Hyperparameter | Option] = {
     "optimizer": Option("sgd", "the inner optimizer", tuple(OPTIMIZERS)),
     "step_size": Hyperparameter(0.01, 0, 100, "step size of the inner optimizer"),
     "momentum": Hyperparameter(0.9, 0, 1, "velocity decay; used with optimizer=momentum and muon", below=True),
-    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam and muon", below=True),
-    "b2": Hyperparameter(0.999, 0, 1, "decay of Adam's second moment; used with optimizer=adam and muon", below=True),
+    "b1": Hyperparameter(0.9, 0, 1, "decay of Adam's first moment; used with optimizer=adam and its like", below=True),
+    "b2": Hyperparameter(0.999, 0, 1, "decay of second moments; used with optimizer=adam and its like", below=True),
 }
 """Settings that every method has, whichever its inner optimizer; the optimizer's own join them."""

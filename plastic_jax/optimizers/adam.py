@@ -85,17 +85,11 @@ def adam(
     _check_in("eps", eps, 0, float("inf"))
 
     def init(params: optax.Params) -> AdamState:
-        rows, columns = (
-            jax.tree.map(lambda p, i=i: jnp.zeros(count_shapes(jnp.shape(p))[i], jnp.int32), params) for i in (0, 1)
-        )
-        return AdamState(rows, columns, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+        return AdamState(*first_counts(params), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def step(rows: jax.Array, columns: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
         exact = jnp.promote_types(mu.dtype, jnp.float32)
-        # The corrections of rows and columns are vectors; a matrix meets them in multiplications only.
-        correct1, correct2 = (
-            jnp.maximum(*(1 / share_seen(decay, count, exact) for count in (rows, columns))) for decay in (b1, b2)
-        )
+        correct1, correct2 = (correction(decay, rows, columns, exact) for decay in (b1, b2))
         if bias_correction == "standard":
             direction = (mu * correct1) / (jnp.sqrt(nu * correct2) + eps)
         else:
@@ -112,6 +106,22 @@ def adam(
         return jax.tree.map(step, rows, columns, mu, nu), AdamState(rows, columns, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def correction(decay: Number, rows: jax.Array, columns: jax.Array, dtype: Any) -> jax.Array:
+    """1 / (1 - decay^count) of a parameter's running average, with the counts of its rows and columns.
+
+    These are vectors; a matrix meets them in multiplications only. Infinite where nothing has been seen.
+    """
+    return jnp.maximum(*(1 / share_seen(decay, count, dtype) for count in (rows, columns)))
+
+
+def first_counts(params: optax.Params) -> tuple[Any, Any]:
+    """The counts of rows and of columns of all parameters before the first gradient, int32 zeros."""
+    rows, columns = (
+        jax.tree.map(lambda p, i=i: jnp.zeros(count_shapes(jnp.shape(p))[i], jnp.int32), params) for i in (0, 1)
+    )
+    return rows, columns
 
 
 def count_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

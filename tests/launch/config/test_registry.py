@@ -9,6 +9,7 @@ import pytest
 
 from launch.config import presets
 from launch.config.experiment import Experiment, lane_keys, resolve
+from launch.config.hyperparameters import Option
 from launch.config.methods import METHODS
 from launch.config.networks import find_network
 from launch.config.optimizers import OPTIMIZERS
@@ -16,7 +17,7 @@ from launch.config.presets import CORRECTED, PUBLISHED
 from launch.config.registry import NETWORKS, PPO_NUMBERS, TASKS, TaskSpec, find_learner, find_task
 from launch.config.syntax import Every, parse_call
 from launch.engine import execution, loop
-from launch.engine.build import hyper_arrays, job_program
+from launch.engine.build import abstract_carry, hyper_arrays, job_program
 from launch.engine.checkpoint_policy import CheckpointPolicy, Place
 from launch.engine.unit_of_work import units_of
 from launch.errors import InputError
@@ -52,6 +53,29 @@ def test_an_optimizers_settings_are_told_apart_from_those_of_methods_and_learner
         assert each.meaning and each.checked(setting, each.default) == each.default
         assert setting not in PPO_NUMBERS
         assert not [method.name for method in METHODS.values() if setting in method.settings], setting
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_is_asked_for_by_name_inside_a_method(name):
+    spec = OPTIMIZERS[name]
+    given = {setting: each.default for setting, each in spec.settings.items() if not isinstance(each, Option)}
+    text = ",".join([f"optimizer={name}", *(f"{setting}={value!r}" for setting, value in given.items())])
+    plan, job = planned(f"continual_backprop({text})")
+    assert {n: job.lanes[0].hyper[n] for n in given} == given and job.static["optimizer"] == name
+    assert job.lanes[0].hyper["step_size"] == spec.defaults.get("step_size", 0.01)
+    program, (carry, hyper, _) = job_program(plan, job), abstract_carry(plan, job)
+    after, _ = jax.eval_shape(program.step, carry, hyper, jax.ShapeDtypeStruct((), jnp.int32), ())
+    assert jax.tree.structure(after) == jax.tree.structure(carry)
+
+
+def test_a_preset_that_names_an_optimizer_keeps_its_step_size_for_that_one_alone(tmp_path, monkeypatch):
+    """A step size of Adam's is none for Prodigy; what is typed counts always."""
+    (tmp_path / "own.toml").write_text("[corrected.methods]\nall = { optimizer = 'adam', step_size = 1e-4 }\n")
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    monkeypatch.setitem(TASKS, "own", dataclasses.replace(TASKS["slowly_changing_regression"], name="own"))
+    methods = "backprop,a=backprop(optimizer=prodigy),b=backprop(optimizer=prodigy,step_size=0.5)"
+    jobs = resolve(Experiment("own", methods, (0,), steps=10)).jobs
+    assert [job.lanes[0].hyper["step_size"] for job in jobs] == [1e-4, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("name", TASKS)
