@@ -163,6 +163,10 @@ def test_every_public_name_is_in_the_reference(site):
         ("idbd", plastic_jax.k1),
         ("idbd", plastic_jax.autostep),
         ("idbd", plastic_jax.of_new_weights),
+        ("metaoptimize", plastic_jax.metaoptimize),
+        ("metaoptimize", plastic_jax.hypergradient),
+        ("obgd", plastic_jax.obgd),
+        ("obgd", plastic_jax.intentional),
         ("boundary_resets", plastic_jax.reset_head_at_boundary),
     ],
 )

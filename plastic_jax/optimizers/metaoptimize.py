@@ -65,8 +65,8 @@ def metaoptimize(
         >>> state = tx.init(params)
         >>> for _ in range(2):
         ...     updates, state = tx.update(jnp.array([2.0]), state, params)
-        >>> state.log_step_size - jnp.log(0.1)  # h = 0.1 * 2, z = 0.2 * 2
-        Array(0.4, dtype=float32)
+        >>> round(float(state.log_step_size - jnp.log(0.1)), 3)  # h = 0.1 * 2, z = 0.2 * 2
+        0.4
 
     Args:
         step_size: the first step size of every block; later values, as of a schedule, change only those of new weights.

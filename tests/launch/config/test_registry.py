@@ -70,11 +70,11 @@ def test_an_optimizer_is_asked_for_by_name_inside_a_method(name):
 
 def test_a_preset_that_names_an_optimizer_keeps_its_step_size_for_that_one_alone(tmp_path, monkeypatch):
     """A step size of Adam's is none for Prodigy; what is typed counts always."""
-    (tmp_path / "own.toml").write_text("[corrected.methods]\nall = { optimizer = 'adam', step_size = 1e-4 }\n")
+    (tmp_path / "another.toml").write_text("[corrected.methods]\nall = { optimizer = 'adam', step_size = 1e-4 }\n")
     monkeypatch.setattr(presets, "FOLDER", tmp_path)
-    monkeypatch.setitem(TASKS, "own", dataclasses.replace(TASKS["slowly_changing_regression"], name="own"))
+    monkeypatch.setitem(TASKS, "another", dataclasses.replace(TASKS["slowly_changing_regression"], name="another"))
     methods = "backprop,a=backprop(optimizer=prodigy),b=backprop(optimizer=prodigy,step_size=0.5)"
-    jobs = resolve(Experiment("own", methods, (0,), steps=10)).jobs
+    jobs = resolve(Experiment("another", methods, (0,), steps=10)).jobs
     assert [job.lanes[0].hyper["step_size"] for job in jobs] == [1e-4, 1.0, 0.5]
 
 
