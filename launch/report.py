@@ -96,7 +96,7 @@ def _draw_curves(runs: Sequence[Run], metrics: Sequence[str]) -> "Figure":
 
 
 def _tasks(runs: Sequence[Run], options: Options) -> Part:
-    own = {"metric": options.metric or tasks.METRIC, "window": options.window or 0.25}
+    own = {"metric": options.metric or tasks.metric_of(runs), "window": options.window or 0.25}
     question = tasks.Question(**own, threshold=options.threshold, tasks_per_bin=options.tasks_per_bin)
     return Part(
         *tasks.report(runs, question, options.reference),
@@ -131,7 +131,7 @@ def _replacements(runs: Sequence[Run], options: Options) -> Part:
 
 
 def _is_stream(run: Run) -> bool:
-    return tasks.METRIC in run.metrics and len(run.meta.get(STARTS) or ()) > 2 and not increments.grows(run)
+    return tasks.metric_of([run]) in run.metrics and len(run.meta.get(STARTS) or ()) > 2 and not increments.grows(run)
 
 
 PARTS: dict[str, tuple[Callable[[Sequence[Run]], bool], Callable[[Sequence[Run], Options], Part]]] = {

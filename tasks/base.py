@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: inputs, `[batch, *input_shape]`.
-        y: targets, `[batch, outputs]` float (squared error) or `[batch]` int32 labels (cross entropy).
+        y: targets, `[batch, outputs]` float (squared error) or `[batch, *target_shape]` int32 labels (cross entropy).
         boundary: 0-d bool, true at the first step of a new task (also at step 0).
         reset_head: 0-d bool, true where the problem itself asks for a new output layer.
         class_mask: `[outputs]` bool, the classes that count now; `None` for all.
@@ -39,12 +39,28 @@ class Evaluation(NamedTuple):
         batch: number of the batch `-> (x, {metric: y})`; a label below 0 does not count.
         class_mask: as in `Batch`.
         selects: whether the network with the highest value of the first metric is the one that the task ends with.
+        measure: share of correct answers, or bits (cross entropy) per label.
     """
 
     batches: int | jax.Array
     batch: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]
     class_mask: jax.Array | None = None
     selects: bool = False
+    measure: Literal["accuracy", "bits"] = "accuracy"
+
+
+class Trial(NamedTuple):
+    """Examples by which a clone of the network is tried out: how fast does it learn what it has never seen?
+
+    Attributes:
+        metric: name of what is measured, the mean bits per label of the clone's predictions before each update.
+        updates: how many, a 0-d int32 that may be 0 where there is no trial now.
+        batch: number of the update `-> (x, y)`.
+    """
+
+    metric: str
+    updates: int | jax.Array
+    batch: Callable[[Any], tuple[jax.Array, jax.Array]]
 
 
 class Schedule(NamedTuple):
@@ -81,13 +97,25 @@ class Schedule(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a learner must know of a stream: shapes, loss, and what a diverged lane counts as, per metric."""
+    """What a learner must know of a stream: shapes, loss, and what a diverged lane counts as, per metric.
+
+    Attributes:
+        input_shape: shape of one input.
+        outputs: numbers in a prediction; the classes, with cross entropy.
+        loss: what is minimised.
+        batch: examples per step.
+        failure: by metric.
+        input_type: `"int32"` where inputs are tokens.
+        target_shape: shape of the labels of one input, such as `(length,)` with a label at every position.
+    """
 
     input_shape: tuple[int, ...]
     outputs: int
     loss: Literal["squared_error", "cross_entropy"]
     batch: int
     failure: dict[str, float]
+    input_type: Literal["float32", "int32"] = "float32"
+    target_shape: tuple[int, ...] = ()
 
 
 class ControlSpec(NamedTuple):
@@ -190,9 +218,9 @@ class Environment(Problem):
 class Task(Problem):
     """A stream of examples. The caller maps it over lanes with `clock` and `data` unbatched.
 
-    At clock `c` the order is: `probe_batches` (what the upcoming task looks like, before anything is learned from
-    it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of `evaluate_every`, `evaluations`
-    with clock `c + 1` and the state of the task just finished.
+    At clock `c` the order is: `probe_batches`, `previews` and `trials` (what the upcoming task looks like, before
+    anything is learned from it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of
+    `evaluate_every`, `evaluations` with clock `c + 1` and the state of the task just finished.
     """
 
     @property
@@ -227,6 +255,14 @@ class Task(Problem):
         if self.schedule.starts is None:
             return clock % self.schedule.change_every == 0
         return jnp.any(clock == jnp.asarray(self.schedule.starts[1:]))
+
+    def previews(self, state: Any, clock: jax.Array, data: Any) -> tuple[Evaluation, ...]:
+        """What is measured of the task that starts at `clock` before anything is learned from it."""
+        return ()
+
+    def trials(self, state: Any, clock: jax.Array, data: Any) -> tuple[Trial, ...]:
+        """What clones of the network are tried out by before the task that starts at `clock`."""
+        return ()
 
     def probe_batches(self, state: Any, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
         """Inputs for the diagnostics by what is added to their names: `""` for the task that starts at `clock`."""

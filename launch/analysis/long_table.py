@@ -134,8 +134,10 @@ def by_task(table: pd.DataFrame, what: str = "last") -> pd.DataFrame:
     return held.groupby([table["lane"], table["task"]]).agg(what).unstack("task")
 
 
-def waits(table: pd.DataFrame, threshold: pd.DataFrame) -> pd.DataFrame:
+def waits(table: pd.DataFrame, threshold: pd.DataFrame, better: str = "higher") -> pd.DataFrame:
     """Steps within each task until the metric first reaches `threshold` [lane, task], for `survival.kaplan_meier`.
+
+    Where lower values are better it is reached from above.
 
     A row for every lane and task: `seed`, `lane`, `task`, `time`, and `happened`, false where the threshold is not
     reached (the time is then the task's length: censored); none where threshold or metric is missing. The metric is
@@ -148,7 +150,8 @@ def waits(table: pd.DataFrame, threshold: pd.DataFrame) -> pd.DataFrame:
     length = table["step"].groupby(table["task"]).max() - begins
     wanted = threshold.rename_axis(index="lane", columns="task").unstack().rename("wanted").dropna()
     rows = rows.join(wanted, on=["task", "lane"], how="inner")
-    passed = np.where(rows["diverged"], rows["value"] > rows["wanted"], rows["value"] >= rows["wanted"])
+    beyond = (rows["value"] - rows["wanted"]) * (1 if better == "higher" else -1)
+    passed = np.where(rows["diverged"], beyond > 0, beyond >= 0)
     rows = rows.assign(clock=rows["step"] - rows["task"].map(begins), passed=passed)
     rows["reached_at"] = rows["clock"].where(rows["passed"])
     found = rows.groupby(["lane", "task"]).agg(seed=("seed", "first"), reached=("reached_at", "min")).reset_index()

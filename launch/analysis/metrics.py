@@ -9,7 +9,7 @@ from launch.errors import InputError, unknown
 from launch.storage.run_folder import Run
 
 ACCELERATOR = "accelerator"
-HEADLINES = ("squared_error", "online_accuracy", "test_accuracy", "episode_return")
+HEADLINES = ("squared_error", "bits_per_byte_before", "online_accuracy", "test_accuracy", "episode_return")
 IN_TASK = "_in_task"
 """Ending of the names of metrics that are measured several times within a task."""
 
@@ -47,6 +47,13 @@ METRICS: dict[str, MetricStyle] = {
     "accuracy_one_task_ago": MetricStyle("accuracy on the task before (%)", "higher", 100.0),
     "accuracy_ten_tasks_ago": MetricStyle("accuracy on the tenth task before (%)", "higher", 100.0),
     "loss": MetricStyle("loss", "lower"),
+    "bits_per_byte_before": MetricStyle("bits per byte before learning it", "lower", least=0.0),
+    "bits_per_byte": MetricStyle("bits per byte after learning it", "lower", least=0.0),
+    "bits_per_byte_in_task": MetricStyle("bits per byte on the way", "lower", least=0.0),
+    "bits_per_byte_one_period_ago": MetricStyle("bits per byte, one period ago", "lower", least=0.0),
+    "bits_per_byte_five_periods_ago": MetricStyle("bits per byte, five periods ago", "lower", least=0.0),
+    "bits_per_byte_twenty_periods_ago": MetricStyle("bits per byte, twenty periods ago", "lower", least=0.0),
+    "bits_per_byte_held_out": MetricStyle("bits per byte, clones on held-out text", "lower", least=0.0),
     "dead_units": MetricStyle("dead units (%)", "lower", 100.0),
     "dormant_units": MetricStyle("dormant units (%)", "lower", 100.0),
     "saturated_units": MetricStyle("saturated units (%)", "lower", 100.0),

@@ -1,7 +1,8 @@
-"""Streams of tasks: how much is learned in a task, how soon, and how far below the peak, late in a run.
+"""Streams of tasks: how much is learned in a task, how soon, and how far from the peak, late in a run.
 
 The metric is measured several times within a task. Accuracy after a task is the metric of that name without `_in_task`
-where a run holds it, else the task's last measurement.
+where a run holds it, else the task's last measurement. Where lower values are better, as of bits per byte, the peak is
+the lowest value, and a threshold is reached from above.
 
 Read the peak with care: it is the best of several noisy means, so it lies above what it estimates, and with it the drop
 from it; more so the smaller the bins, the fewer the seeds and the longer the run. The bin is that in which the mean
@@ -39,6 +40,7 @@ from launch.errors import InputError, unknown
 from launch.storage.run_folder import Run
 
 METRIC = "test_accuracy_in_task"
+IN_TASK_METRICS = (METRIC, "bits_per_byte_in_task")
 PUBLISHED_BIN, BINS = 50, 20
 NEVER, WAIT = "never at the threshold (% of tasks)", "updates to the threshold"
 BETTER = {NEVER: "lower", WAIT: "lower", "drop from peak": "lower"}
@@ -60,6 +62,16 @@ class Question:
         return metric_style(self.metric.removesuffix(IN_TASK))
 
     @property
+    def sign(self) -> int:
+        """1 where higher values are better, -1 where lower ones are."""
+        return 1 if self.style.better == "higher" else -1
+
+    @property
+    def word(self) -> str:
+        """What a value is called."""
+        return "accuracy" if "accuracy" in self.metric else "value"
+
+    @property
     def share(self) -> str:
         """The window in words."""
         return percent(self.window)
@@ -68,11 +80,11 @@ class Question:
     def threshold_words(self) -> str:
         """What has to be reached."""
         if self.threshold == "first":
-            return "the first task's accuracy"
+            return f"the first task's {self.word}"
         try:
             return f"a {self.style.label} of {float(self.threshold) * self.style.scale:g}"
         except ValueError:
-            return f"{self.threshold.replace('_', ' ')}'s accuracy after the same task"
+            return f"{self.threshold.replace('_', ' ')}'s {self.word} after the same task"
 
 
 @dataclass(frozen=True)
@@ -108,12 +120,10 @@ def learned(runs: Sequence[Run], question: Question = ASKED) -> list[Learned]:
     """One answer per curve whose run holds the metric.
 
     Raises:
-        InputError: no run holds the metric, or lower values of it are better; a run of a single task, or that does not
-            say where its tasks begin; a threshold, window or bin that cannot be.
+        InputError: no run holds the metric; a run of a single task, or that does not say where its tasks begin; a
+            threshold, window or bin that cannot be.
     """
     checked_metrics(runs, [question.metric])
-    if question.style.better != "higher":
-        raise InputError(f"--metric: of {question.metric} lower values are better; an accuracy is needed")
     late_bins(1, question.window)
     held = [run for run in runs if question.metric in run.metrics]
     return [_learned(curve, question, runs) for curve in curves(runs) if any(curve.run is run for run in held)]
@@ -128,7 +138,7 @@ def _learned(curve: Curve, question: Question, runs: Sequence[Run]) -> Learned:
     if question.tasks_per_bin is not None and not 1 <= question.tasks_per_bin <= number:
         raise InputError(f"--tasks_per_bin: {question.tasks_per_bin} is not in 1...{number}, the tasks of {curve.name}")
     table = of_metric(curve, question.metric)
-    tasks = waits(table, _thresholds(curve, by_task(table), question, runs))
+    tasks = waits(table, _thresholds(curve, by_task(table), question, runs), question.style.better)
     late, skipped = late_bins(number, question.window), int(question.threshold == "first")
     width = late.stop - late.start
     # The first task reaches its own accuracy, and is left out where that is the threshold.
@@ -136,11 +146,12 @@ def _learned(curve: Curve, question: Question, runs: Sequence[Run]) -> Learned:
     early, last = (_wait(curve, tasks, span, np.diff(starts), question) for span in spans)
     scale = question.style.scale
     after, within = after_tasks(curve, question.metric) * scale, by_task(table, "mean") * scale
+    peak = _peak(after * question.sign, size) * question.sign
     found = {
         "first task": after.iloc[:, 0],
-        "peak": _peak(after, size),
+        "peak": peak,
         f"last {question.share}": after.iloc[:, late].mean(axis=1),
-        "drop from peak": _peak(after, size) - after.iloc[:, late].mean(axis=1),
+        "drop from peak": (peak - after.iloc[:, late].mean(axis=1)) * question.sign,
         f"within a task, first {question.share}": within.iloc[:, :width].mean(axis=1),
         f"within a task, last {question.share}": within.iloc[:, late].mean(axis=1),
     }
@@ -216,11 +227,11 @@ def compared(found: Sequence[Learned], question: Question, reference: str) -> li
     """Every other curve minus that of the run labelled `reference`, paired by seed."""
     names = [f"last {question.share}", "drop from peak", f"within a task, last {question.share}", NEVER, WAIT]
     values = [(each.curve, each.quantities) for each in found]
-    return differences(values, reference, {name: BETTER.get(name, "higher") for name in names}, same_tasks)
+    return differences(values, reference, {name: BETTER.get(name, question.style.better) for name in names}, same_tasks)
 
 
 def shown(one: Curve, fresh: Curve, metric: str = "test_accuracy", window: float = LATE, of: str = "tasks") -> Verdict:
-    """Whether `one` loses plasticity: its accuracy after a task, late in the run, lies below the fresh network's.
+    """Whether `one` loses plasticity: after a task, late in the run, it is worse than the fresh network.
 
     The mean over the last `window` of the tasks, paired by seed.
 
@@ -232,7 +243,7 @@ def shown(one: Curve, fresh: Curve, metric: str = "test_accuracy", window: float
     late = late_bins(len(task_starts(one.run)) - 1, window)
     x, y = (after_tasks(each, metric).iloc[:, late].mean(axis=1) * style.scale for each in (one, fresh))
     x, y = (pd.Series(each.to_numpy(), curve.seeds) for each, curve in ((x, one), (y, fresh)))
-    row = paired(metric.removesuffix(IN_TASK), one, fresh, x, y, "higher")
+    row = paired(metric.removesuffix(IN_TASK), one, fresh, x, y, style.better)
     return Verdict(one, fresh, late_text(window, of), row)
 
 
@@ -256,11 +267,12 @@ def _accuracies(found: Sequence[Learned], question: Question) -> Table:
     rows = [("method", *names, "seeds")]
     rows += [(e.curve.name, *(mean_text(e.quantities[n]) for n in names), e.curve.short_note) for e in found]
     sizes = ", ".join(map(str, sorted({each.tasks_per_bin for each in found})))
+    ends = "highest" if question.sign > 0 else "lowest"
     remark = (
         f"{question.style.label} after a task, and within it as the mean of its evaluations (learning-curve area); "
         f"mean and 95% interval over seeds. Peak: the bin of {sizes} task{'s' * (sizes != '1')} in which the mean over "
-        "seeds is highest; the best of noisy means lies too high, and so does the drop, the peak minus the last "
-        f"{question.share} of tasks."
+        f"seeds is {ends}; the best of noisy means lies too {ends[:-3]}, and the drop too high: how much worse the "
+        f"last {question.share} of tasks are than the peak."
     )
     return Table(rows, [remark])
 
@@ -279,6 +291,11 @@ def _waiting(found: Sequence[Learned], question: Question) -> Table:
         "Median and mean by Kaplan and Meier over all tasks of all seeds, the mean of the updates or, where less, of "
         "'at most'; 95% jackknife intervals over seeds. Noise reaches a threshold earlier the more often one looks.",
     ])  # fmt: skip
+
+
+def metric_of(runs: Sequence[Run]) -> str:
+    """The metric that tells of tasks: the first of `IN_TASK_METRICS` that all runs hold, or that any would."""
+    return next((name for name in IN_TASK_METRICS if all(name in run.metrics for run in runs)), METRIC)
 
 
 def _verdicts(found: Sequence[Learned], question: Question) -> list[Verdict]:

@@ -9,7 +9,7 @@ from launch.config.registry import NETWORKS, make
 from launch.config.signatures import imported
 from launch.config.syntax import Call
 from launch.errors import InputError, unknown
-from plastic_jax.networks import ACTIVATIONS, MLP, NORMS, ActorCritic, ConvNet, ResNet
+from plastic_jax.networks import ACTIVATIONS, GPT, MLP, NORMS, ActorCritic, ConvNet, ResNet
 from plastic_jax.networks.layers import TWO_FEATURES
 
 DTYPES = ("float32", "bfloat16")
@@ -60,7 +60,7 @@ def find_network(call: Call, outputs: int, changed: Mapping[str, Mapping[str, An
     network = make("--network", call.name, factory, {"outputs": outputs, **fixed, **call.settings})
     if not isinstance(network, nn.Module):
         raise InputError(f"--network: {call.name} gives a {type(network).__name__}, not a flax.linen.Module")
-    if isinstance(network, MLP | ActorCritic | ConvNet | ResNet):
+    if isinstance(network, MLP | ActorCritic | ConvNet | ResNet | GPT):
         _check_options(network)
     if isinstance(network, MLP | ActorCritic):
         widths = network.widths if isinstance(network.widths, tuple) else (network.widths,)

@@ -32,6 +32,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("plastic_jax.networks:MLP", {"widths": ()}),
     "convnet": ("launch.config.networks:convnet", {}),
     "resnet": ("launch.config.networks:resnet", {}),
+    "gpt": ("plastic_jax.networks:GPT", {}),
+    "gpt_10m": ("plastic_jax.networks:GPT", {"layers": 6, "width": 384, "heads": 6}),
+    "gru": ("plastic_jax.networks:RecurrentLM", {"cell": "gru"}),
+    "lstm": ("plastic_jax.networks:RecurrentLM", {"cell": "lstm"}),
 }
 """Where each network is made, and the settings that it always has."""
 
@@ -177,6 +181,13 @@ TASKS: dict[str, TaskSpec] = {
             "resnet",
             None,
             "half of the pictures of CIFAR-100, then all of them",
+        ),
+        TaskSpec(
+            "text_stream",
+            "tasks.text_stream:TextStream",
+            "gpt",
+            None,
+            "a language model of bytes kept up to date: text in the order of time, period by period",
         ),
         _ant(
             "slippery_ant",

@@ -50,6 +50,8 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
     assert isinstance(task, Task)
     _parameters(plan, job)
     _check_dropout(job)
+    if job.method.normalise_inputs and task.spec.input_type != "float32":
+        raise InputError(f"--methods: {job.label} normalises inputs, and those of {plan.spec.name} are tokens")
     if axis_name is not None:
         _check_shared_batches(plan, job)
     network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
@@ -72,6 +74,7 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
         ordered=not job.method.needs_units,
         axis_name=axis_name,
         feature_gradients=job.method.needs_feature_gradients,
+        input_type=task.spec.input_type,
     )
     return supervised_program(task, learner, plan.bin)
 
@@ -108,10 +111,10 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
 def _transformation(
     plan: Plan, job: Job, network: nn.Module, units: UnitGraph | None, axis_name: str | None
 ) -> Callable[..., Any]:
-    shape = _one_input(plan).shape
+    one = _one_input(plan)
 
     def init_params(key: jax.Array) -> Any:
-        return network.init(key, jax.numpy.zeros(shape))["params"]
+        return network.init(key, jax.numpy.zeros(one.shape, one.dtype))["params"]
 
     return lambda hyper, key: job.method.build(hyper, job.static, BuildContext(units, init_params, key, axis_name))
 
@@ -176,7 +179,7 @@ def _network_units(plan: Plan, job: Job, network: nn.Module, axis_name: str | No
     """The network's units; `None` where they cannot be found and the method does without."""
     shape = plan.task.spec.input_shape
     if plan.learner is None:
-        find = functools.partial(network_units, network, shape, axis_name)
+        find = functools.partial(network_units, network, shape, axis_name, _one_input(plan).dtype)
     else:
         find = functools.partial(ppo_units, network, shape[0])
     try:
@@ -259,7 +262,8 @@ def _key() -> Any:
 
 
 def _one_input(plan: Plan) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *plan.task.spec.input_shape), jax.numpy.float32)
+    spec = plan.task.spec
+    return jax.ShapeDtypeStruct((1, *spec.input_shape), getattr(spec, "input_type", jax.numpy.float32))
 
 
 @functools.lru_cache(_KEPT)
@@ -272,7 +276,7 @@ def _parameters(plan: Plan, job: Job) -> Any:
         raise InputError(
             f"--network: {type(job.network).__name__} fails on inputs {_one_input(plan).shape}: {reason}"
         ) from error
-    got, wanted = _shape_of(output), (1, plan.task.spec.outputs)
+    got, wanted = _shape_of(output), (1, *getattr(plan.task.spec, "target_shape", ()), plan.task.spec.outputs)
     if plan.learner is not None:
         _check_acts(job, got, wanted)
     elif got != wanted:

@@ -99,7 +99,19 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
                 n if n in SAME_FOR_ALL_INPUTS else n + ending: v for n, v in learner.probe(carry.learner, x).items()
             }
             metrics |= _seen_inside(carry.diverged, seen)
+        for one in task.previews(carry.task, clock, data):
+            sums = _measured(functools.partial(learner.evaluate, carry.learner), one)
+            metrics |= counted(carry.diverged, sums)
+        for one in task.trials(carry.task, clock, data):
+            sums = {one.metric: learner.trial(carry.learner, one.batch, one.updates)}
+            metrics |= counted(carry.diverged, sums)
         return metrics
+
+    def counted(diverged: jax.Array, sums: Mapping[str, tuple[jax.Array, jax.Array]]) -> Metrics:
+        return {
+            name: Mean(_unless(diverged, total, failure.get(name), count), count)
+            for name, (total, count) in sums.items()
+        }
 
     def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
         state, metrics = carry.learner, {}
@@ -107,10 +119,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
             sums = _measured(functools.partial(learner.evaluate, state), one)
             if one.selects and learner.selects:
                 state = _selected(learner, state, next(iter(sums.values())), task.ends_task(clock))
-            metrics |= {
-                name: Mean(_unless(carry.diverged, total, failure.get(name), count), count)
-                for name, (total, count) in sums.items()
-            }
+            metrics |= counted(carry.diverged, sums)
         return carry._replace(learner=state), metrics
 
     return Program(
@@ -187,7 +196,7 @@ def _measured(evaluate: Callable[..., Any], evaluation: Evaluation) -> dict[str,
 
     def measure(i: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         x, targets = evaluation.batch(i)
-        return evaluate(x, targets, evaluation.class_mask)
+        return evaluate(x, targets, evaluation.class_mask, evaluation.measure)
 
     if isinstance(evaluation.batches, int) and evaluation.batches == 1:
         return measure(0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.trace import trace_units
 
+_BIT = math.log(2)
+"""Nats in a bit."""
 _LARGE = 8192
 """Values in a parameter from which a copy costs more than to wait for the backward pass."""
 
@@ -80,10 +83,11 @@ class SupervisedLearner:
     (`Batch.reset_head`).
 
     Attributes:
-        network: a Flax module from inputs `[batch, *input_shape]` to `[batch, outputs]`.
+        network: a Flax module from inputs `[batch, *input_shape]` to `[batch, outputs]`; with cross entropy any number
+            of axes may stand before `outputs`, such as the positions of a sequence, each with a label.
         input_shape: shape of one input.
-        loss: `"squared_error"`, mean over batch and outputs of `(y - target)^2`, or `"cross_entropy"`, mean over the
-            batch of `-log softmax(y)[label]`.
+        loss: `"squared_error"`, mean over batch and outputs of `(y - target)^2`, or `"cross_entropy"`, mean over all
+            labels of `-log softmax(y)[label]`.
         transformation: `(hyper, key) -> optax transformation`; called inside the compiled step, so that every number in
             `hyper` may be traced.
         units: the unit graph, for methods and diagnostics that look at hidden units, see `network_units`; `None`
@@ -108,9 +112,11 @@ class SupervisedLearner:
             methods whose updates do not need all of the pass anyway.
         axis_name: name of the mapped axis over which `step` averages; `None`: a single device.
         feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
+        input_type: type of the inputs; integers are tokens, which have no moments to be normalised by.
 
     Raises:
-        ValueError: the network has a field `axis_name` of another value; gradients in features without `units`.
+        ValueError: the network has a field `axis_name` of another value; gradients in features without `units`; tokens
+            are to be normalised.
     """
 
     network: nn.Module
@@ -130,10 +136,13 @@ class SupervisedLearner:
     ordered: bool = False
     axis_name: str | None = None
     feature_gradients: bool = False
+    input_type: Any = jnp.float32
 
     def __post_init__(self) -> None:
         if self.feature_gradients and (self.units is None or self.dropout):
             raise ValueError("SupervisedLearner: feature_gradients needs units, those of network_units, and no dropout")
+        if self.normalise_inputs and not jnp.issubdtype(self.input_type, jnp.floating):
+            raise ValueError("SupervisedLearner: normalise_inputs needs numbers as inputs, these are tokens")
         theirs = getattr(self.network, "axis_name", self.axis_name)
         if theirs != self.axis_name:
             name = type(self.network).__name__
@@ -190,7 +199,12 @@ class SupervisedLearner:
         return state, {"loss": loss, "online_accuracy": mean_over(accuracy, self.axis_name)}
 
     def evaluate(
-        self, state: SupervisedState, x: jax.Array, targets: Mapping[str, jax.Array], class_mask: Any = None
+        self,
+        state: SupervisedState,
+        x: jax.Array,
+        targets: Mapping[str, jax.Array],
+        class_mask: Any = None,
+        measure: Literal["accuracy", "bits"] = "accuracy",
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Per name, sum and number over held-out examples: squared errors, or correct answers with labels from 0 on.
 
@@ -199,6 +213,7 @@ class SupervisedLearner:
             x: inputs, `[n, *input_shape]`.
             targets: by name, `[n, outputs]`, or labels `[n]`, so that parts of the examples have a number of their own.
             class_mask: `[outputs]` bool, the classes to choose from; `None` for all.
+            measure: with cross entropy, correct answers or `-log2 softmax(y)[label]`.
         """
         x = normalised(state.inputs, x)
         if self._has_modes(state):
@@ -207,12 +222,43 @@ class SupervisedLearner:
             output, _, _ = self._forward(state.params, {}, x)
         if self.loss == "squared_error":
             return {n: (jnp.sum(jnp.square(output - y)), jnp.asarray(y.size, jnp.float32)) for n, y in targets.items()}
-        answers = _predicted(output, class_mask)
-        right = {name: (answers == y) & (y >= 0) for name, y in targets.items()}
+        if measure == "bits":
+            values = {n: _cross_entropy(output, jnp.maximum(y, 0), class_mask) / _BIT for n, y in targets.items()}
+        else:
+            answers = _predicted(output, class_mask)
+            values = {name: answers == y for name, y in targets.items()}
         return {
-            name: (jnp.sum(right[name], dtype=jnp.float32), jnp.sum(y >= 0, dtype=jnp.float32))
+            name: (jnp.sum(jnp.where(y >= 0, values[name], 0), dtype=jnp.float32), jnp.sum(y >= 0, dtype=jnp.float32))
             for name, y in targets.items()
         }
+
+    def trial(
+        self, state: SupervisedState, batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]], updates: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """How fast a clone of the network learns labels, by Adam with step size 1e-3 whatever the method is.
+
+        Args:
+            state: the learner; it stays as it is.
+            batch: number of the update -> inputs and labels.
+            updates: how many; may be traced.
+
+        Returns:
+            Sum over the updates of the mean bits (`-log2 softmax(y)[label]`) before each, and their number.
+        """
+        tx = optax.adam(1e-3)
+
+        def update(i: jax.Array, carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
+            params, optimizer, total = carry
+            x, y = batch(i)
+            x = normalised(state.inputs, x)
+            loss = lambda params: self._loss(self._forward(params, state.variables, x)[0], y, None)  # noqa: E731
+            value, grads = jax.value_and_grad(loss)(params)
+            changes, optimizer = tx.update(grads, optimizer, params)
+            return optax.apply_updates(params, changes), optimizer, total + value / _BIT
+
+        start = (state.params, tx.init(state.params), jnp.zeros([], jnp.float32))
+        total = jax.lax.fori_loop(0, updates, update, start)[2]
+        return total, jnp.asarray(updates, jnp.float32)
 
     def keep_best(self, state: SupervisedState, score: jax.Array, ends_task: jax.Array) -> SupervisedState:
         """Remember the network if its `score` is higher than any in this task; at the task's end, go back to the best.
@@ -298,12 +344,13 @@ class SupervisedLearner:
     def _loss(self, output: jax.Array, y: jax.Array, class_mask: jax.Array | None) -> jax.Array:
         if self.loss == "squared_error":
             return jnp.mean(jnp.square(output - y))
-        if class_mask is not None:
-            output = jnp.where(class_mask, output, -jnp.inf)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output, y))
+        return jnp.mean(_cross_entropy(output, y, class_mask))
 
     def _fresh(self, key: jax.Array, restarts: jax.Array) -> tuple[Any, Any]:
-        return _initial(self.network, jax.random.fold_in(key, restarts), jnp.zeros((1, *self.input_shape)))
+        return _initial(self.network, jax.random.fold_in(key, restarts), self._no_input())
+
+    def _no_input(self) -> jax.Array:
+        return jnp.zeros((1, *self.input_shape), self.input_type)
 
     def _begun(self, state: SupervisedState, batch: Any, transformation: optax.GradientTransformation) -> Any:
         """The state in which the step learns: what begins afresh with a task is fresh."""
@@ -345,18 +392,21 @@ def gradients(objective: Callable[..., Any], params: Any, zeros: Any) -> tuple[A
     return value, grads, {"feature_gradients": own}
 
 
-def network_units(network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None = None) -> UnitGraph:
+def network_units(
+    network: nn.Module, input_shape: tuple[int, ...], axis_name: str | None = None, input_type: Any = jnp.float32
+) -> UnitGraph:
     """The hidden units of a network as `SupervisedLearner` calls it, found from shapes alone.
 
     Args:
         network: a Flax module from inputs `[batch, *input_shape]`.
         input_shape: shape of one input.
         axis_name: the mapped axis that the network averages over; it need not be mapped here.
+        input_type: type of the inputs.
 
     Raises:
         NotImplementedError: an operation on hidden units that has no rule.
     """
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *input_shape), input_type)
     params, variables = jax.eval_shape(lambda x: _initial(network, jax.random.key(0), x), x)
     trained = with_axis(_trained(network), axis_name)
     if not variables:
@@ -395,6 +445,13 @@ def _mode(network: nn.Module, train: bool) -> dict[str, Any]:
 
 def _total(values: list[jax.Array]) -> jax.Array:
     return jnp.sum(jnp.stack(values))
+
+
+def _cross_entropy(output: jax.Array, y: jax.Array, class_mask: jax.Array | None) -> jax.Array:
+    """`-log softmax(output)[y]` in nats, of the shape of `y`."""
+    if class_mask is not None:
+        output = jnp.where(class_mask, output, -jnp.inf)
+    return optax.softmax_cross_entropy_with_integer_labels(output, y)
 
 
 def _predicted(output: jax.Array, class_mask: jax.Array | None) -> jax.Array:

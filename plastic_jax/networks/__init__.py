@@ -2,6 +2,7 @@
 
 from plastic_jax.networks.actor_critic import ActorCritic
 from plastic_jax.networks.convnet import ConvNet
+from plastic_jax.networks.gpt import GPT
 from plastic_jax.networks.layers import (
     ACTIVATIONS,
     NORMS,
@@ -13,10 +14,12 @@ from plastic_jax.networks.layers import (
     torch_uniform,
 )
 from plastic_jax.networks.mlp import MLP, LeCunMLP
+from plastic_jax.networks.recurrent import RecurrentLM
 from plastic_jax.networks.resnet import BasicBlock, ResNet
 
 __all__ = [
     "ACTIVATIONS",
+    "GPT",
     "MLP",
     "NORMS",
     "ActorCritic",
@@ -25,6 +28,7 @@ __all__ = [
     "ConvNet",
     "LeCunMLP",
     "Rational",
+    "RecurrentLM",
     "ResNet",
     "dropped",
     "kaiming_uniform",

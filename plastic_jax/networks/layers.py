@@ -1,5 +1,6 @@
 """Parts that the networks share: activations, norms, initializers of kernels, dropout, batch normalisation."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -68,6 +69,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": nn.leaky_relu,
     "elu": nn.elu,
     "swish": nn.swish,
+    "gelu": functools.partial(nn.gelu, approximate=False),
     "smooth_leaky_relu": smooth_leaky_relu,
     "crelu": crelu,
     "deep_fourier": deep_fourier,

@@ -22,6 +22,7 @@ from launch.engine.scheduler import Launch, labels_of, run_workers, work_through
 from launch.engine.stopping import Stop, Stopped
 from launch.storage import checkpoint
 from launch.storage.run_folder import CHECKPOINTS, METRICS
+from plastic_jax.networks import dropped
 from tasks.base import Batch, Schedule, Spec, Task
 
 TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
@@ -33,6 +34,7 @@ SMALL = {
     "continual_imagenet": "batch=8,epochs=4,evaluations_per_task=2,probe_size=5",
     "incremental_cifar100": "batch=18,classes_per_increment=1,increments=8,epochs=3,probe_size=5",
     "warm_start": "batch=20,epochs=8,probe_size=5",
+    "text_stream": "period=70,context=5,batch=2,change_every=6,evaluation_size=3,probe_size=2",
     "ant": "environment=fast,environments=2,episode_length=7,change_every=7",
 }
 """Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
@@ -44,7 +46,13 @@ TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", 
 METHOD_NAMES = [name for name, spec in METHODS.items() if name == "layer_norm" or not spec.network_options]
 """All methods but those that are L2 on a network with other options, of which one stands for all."""
 PAIRS = [(task, method) for task in LEAD for method in METHOD_NAMES]
-PAIRS += [(task, method) for task in SMALL if task not in (*LEAD, "ant") for method in TRAINED_OTHERWISE]
+PAIRS += [
+    (task, method)
+    for task in SMALL
+    if task not in (*LEAD, "ant")
+    for method in TRAINED_OTHERWISE
+    if (task, method) != ("text_stream", "online_normalization")  # tokens have no moments
+]
 PAIRS += [("ant", method) for method in ("backprop", "l2", "continual_backprop", "redo")]
 """Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
 that make the learner do something else."""
@@ -61,6 +69,9 @@ learner do something else. What the others keep is the business of the contract 
 def small(task, folder):
     """The task with little data and a change every few steps, and a network and a learner for it, as `Experiment` has
     them."""
+    if task == "text_stream":
+        text = f"text_stream(data_dir='{folder}',{SMALL[task]})"
+        return {"task": text, "network": "tests.launch.tiny:Bytes", "learner": ""}
     where = "" if task in WITHOUT_DATA else f"dataset='tiny',data_dir='{folder}',"
     text = f"{task}({where}{SMALL[task]})"
     if task == "ant":
@@ -120,6 +131,18 @@ class Drift(Task):
         return State(state.key, weights), Batch(x, x @ weights, clock % self.change_every == 0, jnp.zeros([], bool))
 
 
+class Bytes(nn.Module):
+    """A language model that sees the last byte only."""
+
+    outputs: int
+    head = "head"
+
+    @nn.compact
+    def __call__(self, tokens, dropout_rate=None):
+        x = nn.Dense(5)(nn.Embed(self.outputs, 3)(tokens))
+        return nn.Dense(self.outputs, name=self.head)(dropped(self, nn.relu(x), dropout_rate))
+
+
 class Line(nn.Module):
     """One layer without hidden units."""
 
@@ -145,9 +168,10 @@ def write_images(folder, count=64, side=5):
 
 
 def write_pictures(folder):
-    """Ten classes of 20 training pictures of 6 x 6 pixels, and of 4 to test, as `tiny.npz` in a folder."""
+    """Ten classes of 20 training pictures of 6 x 6 pixels, and of 4 to test, as `tiny.npz` in a folder; and a text."""
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 256, (n, 6, 6), np.uint8) for n in (200, 40))
+    (folder / "tiny.txt").write_bytes(rng.integers(97, 123, 1000, np.uint8).tobytes())
     labels = {"train_labels": np.arange(200) % 10, "test_labels": np.arange(40) % 10}
     np.savez(folder / "tiny.npz", train_images=train, test_images=test, **labels)
 

@@ -154,6 +154,30 @@ def test_accuracy_after_a_task_is_the_metric_without_in_task_where_there_is_one(
         assert only(tmp_path).late.never.value == 0  # the threshold is of the metric that is followed
 
 
+def test_where_lower_values_are_better_everything_is_the_mirror_image(tmp_path):
+    for name, sign in (("test_accuracy", 1), ("bits_per_byte", -1)):
+        write(tmp_path / name, "backprop", np.array([DECLINING, DECLINING + 0.1]) * sign, metric=name)
+        write(tmp_path / name, "fresh_network", np.array([STEADY, STEADY + 0.12]) * sign, metric=name)
+    told = {}
+    for name in ("test_accuracy", "bits_per_byte"):
+        runs = runs_of(tmp_path / name)
+        assert module.metric_of(runs) == f"{name}_in_task"
+        question = Question(metric=f"{name}_in_task", threshold="fresh_network", tasks_per_bin=1)
+        told[name] = (
+            {each.curve.name: each.quantities for each in learned(runs, question)},
+            differences(runs, "backprop", question),
+            module.report(runs, question)[1],
+        )
+    (up, ours, lost), (down, theirs, worse) = told.values()
+    for curve, quantities in up.items():
+        for name, values in quantities.items():
+            same = "drop" in name or "threshold" in name
+            scale = (0.01 if "threshold" not in name else 1) * (1 if same else -1)
+            np.testing.assert_allclose(down[curve][name], values * scale, atol=1e-9, err_msg=name)
+    assert [row.difference.wins for row in ours] == [row.difference.wins for row in theirs]
+    assert "Loss of plasticity shown" in lost[0] and "Loss of plasticity shown" in worse[0]
+
+
 def test_differences_are_paired_by_seed(folder):
     rows = {(row.a, row.metric): row.difference for row in differences(runs_of(folder), "backprop")}
     assert len(rows) == 10
@@ -283,9 +307,6 @@ def test_wrong_runs(tmp_path, folder):
     write(tmp_path / "single", "m", [STEADY[:1]])
     with pytest.raises(InputError, match="single/m: holds a single task"):
         learned(runs_of(tmp_path / "single"))
-    write(tmp_path / "loss", "m", [STEADY], metric="loss")
-    with pytest.raises(InputError, match="lower values are better"):
-        learned(runs_of(tmp_path / "loss"), Question(metric="loss_in_task"))
     write(tmp_path / "late", "m", np.where(np.arange(8)[:, None] < 2, np.nan, STEADY)[None])
     with pytest.raises(InputError, match=r"late/m: test_accuracy_in_task of tasks 2–3, or the threshold \(first\)"):
         learned(runs_of(tmp_path / "late"))

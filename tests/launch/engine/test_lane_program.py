@@ -21,7 +21,7 @@ from launch.errors import InputError
 from launch.storage.bins import Mean
 from launch.storage.run_folder import read_meta, read_run
 from plastic_jax.learners.supervised import SupervisedLearner
-from tasks.base import Batch, Evaluation, Schedule, Spec, Task
+from tasks.base import Batch, Evaluation, Schedule, Spec, Task, Trial
 from tests.launch import tiny
 from tests.marks import slow_unless
 
@@ -195,6 +195,39 @@ def test_every_probe_batch_has_its_ending_and_weights_are_measured_once():
         "dead_units_old_classes": (90, 1),
         "mean_weight_magnitude": (7, 1),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Previewed(Measured):
+    """A preview and a trial of two updates on the five examples, at every other multiple of five steps."""
+
+    spec = Spec((2,), 2, "cross_entropy", 1, {"tried": 8.0})
+
+    def probe_batches(self, state, clock, data):
+        return {}
+
+    def previews(self, state, clock, data):
+        return (ones(1, "before")._replace(measure="bits"),)
+
+    def trials(self, state, clock, data):
+        y = jnp.ones(5, jnp.int32)
+        return (Trial("tried", jnp.where(clock % 10 == 0, 2, 0), lambda i: (X, y)),)
+
+
+def test_previews_and_trials_are_measured_before_a_task_and_failures_of_a_diverged_lane():
+    class Tries(SupervisedLearner):
+        def evaluate(self, state, x, targets, class_mask=None, measure="accuracy"):
+            return {measure: (jnp.float32(6), jnp.float32(3))}
+
+        def trial(self, state, batch, updates):
+            return 1.5 * jnp.float32(updates), jnp.float32(updates)
+
+    tries = Tries(Counted(), (2,), "cross_entropy", lambda hyper, key: optax.sgd(0.0))
+    program = supervised_program(Previewed(), tries, 5)
+    assert numbers(program.probe(carry_of(program), jnp.int32(10), ())) == {"bits": (6, 3), "tried": (3, 2)}
+    assert numbers(program.probe(carry_of(program), jnp.int32(5), ())) == {"bits": (6, 3), "tried": (0, 0)}
+    lost = program.probe(carry_of(program, diverged=jnp.array(True)), jnp.int32(0), ())
+    assert numbers(lost)["tried"] == (16, 2)
 
 
 def test_nothing_is_told_of_the_inside_of_a_diverged_lane():

@@ -135,6 +135,64 @@ def test_evaluation_counts_examples_and_leaves_out_labels_below_zero():
     assert number == TARGETS.size
 
 
+class Bigram(nn.Module):
+    """The logits of the next token are a row of a table."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Embed(3, 3, embedding_init=nn.initializers.zeros, name="table")(tokens)
+
+
+TOKENS = jnp.array([[0, 1, 2, 0], [1, 2, 0, 2]])
+
+
+def bigram(**change) -> Any:
+    given = {"network": Bigram(), "input_shape": (4,), "input_type": jnp.int32, "units": None}
+    return learner(**(given | {"transformation": lambda hyper, key: optax.sgd(hyper["step_size"])} | change))
+
+
+def test_a_sequence_has_a_label_at_every_position():
+    state = bigram().init(PARAMS_KEY, METHOD_KEY, HYPER)
+    following = (TOKENS + 1) % 3
+    after, metrics = step(bigram(), state, x=TOKENS, y=following)
+    np.testing.assert_allclose(metrics["loss"], np.log(3), rtol=1e-6)
+    assert metrics["online_accuracy"] == np.mean(np.asarray(following) == 0)
+    counts = np.bincount(np.ravel(TOKENS), minlength=3) / 8
+    wanted = 0.1 * counts[:, None] * (np.roll(np.eye(3), 1, axis=1) - 1 / 3)
+    np.testing.assert_allclose(after.params["table"]["embedding"], wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_bits_are_the_logarithms_of_the_labels_probabilities_at_the_positions_that_count():
+    table = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.25, 0.5]]))
+    state = bigram().init(PARAMS_KEY, METHOD_KEY, HYPER)
+    state = state._replace(params={"table": {"embedding": table}})
+    labels = jnp.array([[0, 0, 2, -1], [-1, 0, 1, 2]])
+    total, number = bigram().evaluate(state, TOKENS, {"a": labels}, measure="bits")["a"]
+    np.testing.assert_allclose([total, number], [1 + 3 + 1 + 2 + 2 + 1, 6], rtol=1e-6)
+
+
+def test_a_trial_is_the_loss_of_a_clone_that_adam_teaches_and_leaves_the_network_alone():
+    state = bigram().init(PARAMS_KEY, METHOD_KEY, HYPER)
+    batches = [(TOKENS, (TOKENS + 1) % 3), (TOKENS[::-1], TOKENS)]
+    x, y = (jnp.stack(each) for each in zip(*batches, strict=True))
+    total, number = jax.jit(lambda s, n: bigram().trial(s, lambda i: (x[i], y[i]), n))(state, 2)
+    params, tx, losses = state.params, optax.adam(1e-3), []
+    moments = tx.init(params)
+    for x, y in batches:
+        output = lambda p: Bigram().apply({"params": p}, x)  # noqa: B023, E731
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(output(p), y).mean()  # noqa: B023, E731
+        losses.append(loss(params))
+        updates, moments = tx.update(jax.grad(loss)(params), moments, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose([total, number], [np.sum(losses) / np.log(2), 2], rtol=1e-6)
+    assert losses[0] != losses[1]
+
+
+def test_tokens_cannot_be_normalised():
+    with pytest.raises(ValueError, match="normalise_inputs needs numbers as inputs, these are tokens"):
+        bigram(normalise_inputs=True)
+
+
 def test_probe_sees_a_known_dead_unit_and_known_ranks():
     state = learner().init(PARAMS_KEY, METHOD_KEY, HYPER)
     # Unit 0 is silent, units 1 to 3 are equal: one of four dead, one direction.
