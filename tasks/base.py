@@ -123,15 +123,17 @@ class ControlSpec(NamedTuple):
 
     Attributes:
         input_shape: that of an observation.
-        outputs: values in an action.
+        outputs: values in an action; of discrete ones, how many there are to choose from.
         environments: how many there are at once.
         failure: by metric.
+        discrete: whether an action is one of `outputs`, a whole number from 0 on.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
     environments: int
     failure: dict[str, float]
+    discrete: bool = False
 
 
 class Step(NamedTuple):
@@ -203,7 +205,10 @@ class Environment(Problem):
         raise NotImplementedError
 
     def step(self, state: Any, action: jax.Array, clock: jax.Array) -> tuple[Any, Step]:
-        """The state after and what is given for actions `[E, outputs]` at `clock`. Episodes end, none begins."""
+        """The state after and what is given for actions `[E, outputs]`, or int32 `[E]` of discrete ones, at `clock`.
+
+        Episodes end, none begins.
+        """
         raise NotImplementedError
 
     def renew(self, state: Any, step: Step, clock: jax.Array) -> Any:

@@ -330,7 +330,8 @@ def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", ent
     from launch.config.networks import find_network
 
     called = parse_call("--network", method.network or experiment.network or spec.network)
-    network = find_network(called, task.spec.outputs, {entry.label: method.network_options})
+    discrete = getattr(task.spec, "discrete", False)
+    network = find_network(called, task.spec.outputs, {entry.label: method.network_options}, discrete)
     return Job(entry.label, method, static, lanes, network, entry.call.name)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 ADDED = {
     "MLP": {"norm": "none"},
     "LeCunMLP": {"norm": "none"},
-    "ActorCritic": {"norm": "none"},
+    "ActorCritic": {"norm": "none", "discrete": False, "memory": "none"},
     "ConvNet": {"activation": "relu", "norm": "none"},
     "ResNet": {"activation": "relu", "norm": "batch_norm"},
 }

@@ -10,6 +10,7 @@ from launch.config.signatures import imported
 from launch.config.syntax import Call
 from launch.errors import InputError, unknown
 from plastic_jax.networks import ACTIVATIONS, GPT, MLP, NORMS, ActorCritic, ConvNet, ResNet
+from plastic_jax.networks.actor_critic import MEMORIES
 from plastic_jax.networks.layers import TWO_FEATURES
 
 DTYPES = ("float32", "bfloat16")
@@ -33,18 +34,21 @@ def resnet(
     return ResNet(outputs, widths, dtype=_dtype(dtype), activation=activation, norm=norm)
 
 
-def find_network(call: Call, outputs: int, changed: Mapping[str, Mapping[str, Any]] | None = None) -> nn.Module:
+def find_network(
+    call: Call, outputs: int, changed: Mapping[str, Mapping[str, Any]] | None = None, discrete: bool = False
+) -> nn.Module:
     """The network of that name, or one's own Flax module, with that many outputs.
 
     Args:
         call: name and settings.
         outputs: number of outputs.
         changed: settings that a method changes, by the method's label.
+        discrete: whether the outputs are the actions to choose from; a network that has a field of that name is told.
     """
     if changed and any(changed.values()):
         ((label, options),) = changed.items()
         try:
-            return find_network(Call(call.name, {**call.settings, **options}), outputs)
+            return find_network(Call(call.name, {**call.settings, **options}), outputs, discrete=discrete)
         except InputError as error:
             raise InputError(f"--methods: {label}, which changes the network: {error}") from None
     code, fixed = (call.name, {}) if ":" in call.name else NETWORKS.get(call.name, ("", {}))
@@ -55,9 +59,11 @@ def find_network(call: Call, outputs: int, changed: Mapping[str, Mapping[str, An
         raise InputError(f"--network: {call.name} is a {type(factory).__name__}, not a flax.linen.Module")
     if isinstance(factory, nn.Module):
         return make("--network", call.name, factory.clone, call.settings)
-    if "outputs" in call.settings:
-        raise InputError(f"--network: outputs={call.settings['outputs']} is for the task to say; leave it out")
-    network = make("--network", call.name, factory, {"outputs": outputs, **fixed, **call.settings})
+    said = {"outputs": outputs, **({"discrete": True} if discrete and hasattr(factory, "discrete") else {})}
+    for name in said:
+        if name in call.settings:
+            raise InputError(f"--network: {name}={call.settings[name]} is for the task to say; leave it out")
+    network = make("--network", call.name, factory, {**said, **fixed, **call.settings})
     if not isinstance(network, nn.Module):
         raise InputError(f"--network: {call.name} gives a {type(network).__name__}, not a flax.linen.Module")
     if isinstance(network, MLP | ActorCritic | ConvNet | ResNet | GPT):
@@ -69,6 +75,11 @@ def find_network(call: Call, outputs: int, changed: Mapping[str, Mapping[str, An
                 f"--network: widths={network.widths!r} are not positive integers, as in mlp(widths=(100,100))"
             )
         network = network.clone(widths=widths)
+    if isinstance(network, ActorCritic):
+        if network.memory not in MEMORIES:
+            raise unknown("--network: memory", str(network.memory), MEMORIES)
+        if network.memory != "none" and not network.widths:
+            raise InputError(f"--network: memory={network.memory} is the last hidden layer, and widths=() has none")
     return network
 
 

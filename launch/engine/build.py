@@ -19,7 +19,7 @@ from launch.engine.loop import measured
 from launch.engine.memory import Memory, memory
 from launch.errors import InputError
 from launch.storage.leaves import digest_of
-from plastic_jax.learners.ppo import PPO, ppo_units
+from plastic_jax.learners.ppo import PPO, initial_memory, ppo_units
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.units import UnitGraph, jaxprs
@@ -278,7 +278,7 @@ def _parameters(plan: Plan, job: Job) -> Any:
         ) from error
     got, wanted = _shape_of(output), (1, *getattr(plan.task.spec, "target_shape", ()), plan.task.spec.outputs)
     if plan.learner is not None:
-        _check_acts(job, got, wanted)
+        _check_acts(job, got, wanted, plan.task.spec.discrete)
     elif got != wanted:
         raise InputError(f"--network: {type(job.network).__name__} gives {got}, the task needs {wanted}")
     return params
@@ -290,10 +290,12 @@ def _shape_of(output: Any) -> Any:
     return getattr(output, "shape", type(output).__name__)
 
 
-def _check_acts(job: Job, got: Any, wanted: tuple[int, int]) -> None:
+def _check_acts(job: Job, got: Any, wanted: tuple[int, int], discrete: bool) -> None:
     """A policy and a value: what `PPO` needs."""
-    three = (wanted, wanted[1:], (1,))
-    if got not in (three, (wanted, wanted, (1,)), (wanted, (), (1,))):
-        raise InputError(
-            f"--network: {type(job.network).__name__} gives {got}, the task needs mean, log_std and value, {three}"
-        )
+    if initial_memory(job.network, 1) is not None:
+        got = got[0] if isinstance(got, tuple) and got else got
+    needs, ways = "mean, log_std and value", [(wanted, std, (1,)) for std in (wanted[1:], wanted, ())]
+    if discrete:
+        needs, ways = "logits and value", [(wanted, (1,))]
+    if got not in ways:
+        raise InputError(f"--network: {type(job.network).__name__} gives {got}, the task needs {needs}, {ways[0]}")

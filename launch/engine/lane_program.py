@@ -148,7 +148,8 @@ def acting(task: Environment) -> Environments:
         return jax.lax.cond(any_lane(given.renews), lambda: task.renew(state, given, clock), lambda: state), given
 
     spec = task.spec
-    return Environments(spec.environments, math.prod(spec.input_shape), spec.outputs, task.observe, step)
+    size = math.prod(spec.input_shape)
+    return Environments(spec.environments, size, spec.outputs, task.observe, step, spec.discrete)
 
 
 def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
@@ -186,7 +187,7 @@ def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
         probe_every=None,
         evaluate_every=rollout * learner.settings.probe_every,
         stride=rollout,
-        handed_on=("params", "recent", "observations", "rewards", "discounted"),
+        handed_on=("params", "recent", "observations", "rewards", "discounted", "memory", "recent_memory"),
         bare=True,
     )
 

@@ -1,7 +1,7 @@
 """Proximal policy optimisation, with any method that keeps a network able to learn."""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import optax
 
 from plastic_jax.diagnostics import metrics
 from plastic_jax.learners.moments import Moments, deviation, no_moments, normalised, taken_in
+from plastic_jax.learners.policies import CATEGORICAL, GAUSSIAN, Policy
 from plastic_jax.learners.supervised import gradients
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.reset import number_replaced
@@ -35,12 +36,13 @@ class Environments(NamedTuple):
     Attributes:
         number: `E`.
         observation_size: values in an observation.
-        action_size: values in an action.
+        action_size: values in an action; of discrete ones, how many there are to choose from.
         observe: `state -> [E, observation_size]`.
-        step: `(state, actions [E, action_size], clock) -> (state, given)`; the clock counts the steps of all
-            environments before this one, 0-d int32. `given` has `reward` `[E]`; `observation`, where the step led,
-            before a new episode begins; bool `[E]` `terminated`, nothing can follow, and `truncated`, time is over; and
-            `seen`, what the environments measure of themselves, as `Sums`.
+        step: `(state, actions [E, action_size], clock) -> (state, given)`, or int32 actions `[E]`; the clock counts the
+            steps of all environments before this one, 0-d int32. `given` has `reward` `[E]`; `observation`, where the
+            step led, before a new episode begins; bool `[E]` `terminated`, nothing can follow, and `truncated`, time is
+            over; and `seen`, what the environments measure of themselves, as `Sums`.
+        discrete: whether an action is one of `action_size`, drawn from a categorical distribution.
     """
 
     number: int
@@ -48,10 +50,14 @@ class Environments(NamedTuple):
     action_size: int
     observe: Callable[[Any], jax.Array]
     step: Callable[[Any, jax.Array, jax.Array], tuple[Any, Any]]
+    discrete: bool = False
 
 
 class Rollout(NamedTuple):
-    """Steps of `E` environments, `[steps, E, ...]`; `next_observation` is where each led."""
+    """Steps of `E` environments, `[steps, E, ...]`; `next_observation` is where each led.
+
+    `memory` and `next_memory` are a recurrent network's before and after each step; `None` of another.
+    """
 
     observation: jax.Array
     action: jax.Array
@@ -60,16 +66,29 @@ class Rollout(NamedTuple):
     next_observation: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    memory: Any = None
+    next_memory: Any = None
 
 
 class Samples(NamedTuple):
-    """What is learned from, `[n, ...]`; observations as the network sees them."""
+    """What is learned from, `[n, ...]`; observations as the network sees them.
+
+    For a recurrent network the steps of every environment stay together, `[E, steps, ...]`: `memory` `[E, ...]` is its
+    memory before the first, and `starts` says which begin an episode.
+    """
 
     observation: jax.Array
     action: jax.Array
     log_probability: jax.Array
     advantage: jax.Array
     target: jax.Array
+    memory: Any = None
+    starts: jax.Array | None = None
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What the network is shown."""
+        return (self.observation,) if self.memory is None else (self.observation, self.memory, self.starts)
 
 
 class PPOState(NamedTuple):
@@ -86,6 +105,8 @@ class PPOState(NamedTuple):
         observations: moments of each observation, `[observation_size]`; `None` where they are not normalised.
         rewards: moments of the discounted sum of rewards, 0-d; `None` where they are not normalised.
         discounted: `[E]`, that sum in every environment; `None` likewise.
+        memory: a recurrent network's memory, `[E, ...]`, 0 where an episode begins; `None` for another.
+        recent_memory: `[RECENT, ...]`, what it was before the last observations; `None` likewise.
     """
 
     params: Any
@@ -98,6 +119,8 @@ class PPOState(NamedTuple):
     observations: Moments | None = None
     rewards: Moments | None = None
     discounted: jax.Array | None = None
+    memory: Any = None
+    recent_memory: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +130,7 @@ class PPOSettings:
     Attributes:
         rollout: environment steps in an iteration, a multiple of the number of environments and of `minibatches`.
         epochs: passes through the steps of an iteration.
-        minibatches: updates in a pass.
+        minibatches: updates in a pass; a recurrent network has minibatches of whole environments.
         time_limit: what follows an episode whose time is over: `"bootstrap"`, the value of where it led; `"terminal"`,
             nothing, as published.
         normalise_advantages: over the whole `"rollout"`, as published, every `"minibatch"`, or `"none"`.
@@ -182,12 +205,18 @@ class PPO:
 
     by the transformation, over all parameters. Actions are drawn from the policy and given to the environment as drawn.
 
+    A recurrent network goes on from step to step, over the ends of iterations, and begins at 0 with every episode. Its
+    minibatches are whole environments: an update follows their steps from the memory that the network had before the
+    iteration, through which no gradient flows.
+
     Numbers of `hyper` beside the method's: `discount`, `gae_lambda`, `clip_range` (c), `value_coefficient`,
     `entropy_coefficient`.
 
     Attributes:
         network: a Flax module from `[n, observation_size]` to mean `[n, action_size]`, logarithm of the standard
-            deviation, of a shape that broadcasts to it, and value `[n]`.
+            deviation, of a shape that broadcasts to it, and value `[n]`; of discrete actions to logits
+            `[n, action_size]` and value. Recurrent is one with a method `initial_memory(n)` that does not give `None`,
+            as `ActorCritic` has it.
         environments: what is acted on.
         transformation: `(hyper, key) -> optax transformation`; called inside the compiled step.
         settings: how it learns.
@@ -197,7 +226,8 @@ class PPO:
         feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
 
     Raises:
-        ValueError: `rollout` is not a multiple of the number of environments; gradients in features without `units`.
+        ValueError: `rollout` is not a multiple of the number of environments; the environments do not divide into the
+            minibatches of a recurrent network; gradients in features without `units`.
     """
 
     network: nn.Module
@@ -216,6 +246,20 @@ class PPO:
             raise ValueError(
                 f"rollout: {self.settings.rollout} steps do not divide into {self.environments.number} environments"
             )
+        if self._recurrent and self.environments.number % self.settings.minibatches:
+            raise ValueError(
+                f"minibatches: {self.environments.number} environments do not divide into {self.settings.minibatches} "
+                "minibatches, which a recurrent network has of whole environments"
+            )
+
+    @property
+    def policy(self) -> Policy:
+        """The distribution of actions."""
+        return CATEGORICAL if self.environments.discrete else GAUSSIAN
+
+    @property
+    def _recurrent(self) -> bool:
+        return initial_memory(self.network, 1) is not None
 
     def init(self, params_key: jax.Array, method_key: jax.Array, policy_key: jax.Array, hyper: Any) -> PPOState:
         """The state before the first iteration; `params_key` alone decides the initial weights."""
@@ -232,6 +276,8 @@ class PPO:
             # Infinite: NaN would end runs with jax_debug_nans. Typed: a weak type would have the step compiled twice.
             jnp.full((RECENT, self.environments.observation_size), jnp.inf, jnp.float32),
             **self._empty_moments(),
+            memory=initial_memory(self.network, self.environments.number),
+            recent_memory=initial_memory(self.network, RECENT),
         )
 
     def step(
@@ -268,26 +314,28 @@ class PPO:
         """The environments' state after the steps of an iteration, the steps, and what was measured on the way."""
         number, size = self.environments.number, self.environments.action_size
         key = jax.random.fold_in(leaf_key(state.policy_key, "actions"), clock)
-        noise = jax.random.normal(key, (self.settings.rollout // number, number, size))
+        noise = self.policy.noise(key, (self.settings.rollout // number, number, size))
 
-        def act(world: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[Rollout, Sums]]:
-            step, noise = now
+        def act(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[Rollout, Sums]]:
+            (world, memory), (step, noise) = carry, now
             x = self.environments.observe(world)
-            mean, log_std, _ = self._apply(state.params, self._seen(state, x))
-            action = mean + jnp.exp(log_std) * noise
+            (*parameters, _), after = self._act(state.params, self._seen(state, x), memory)
+            action = self.policy.act(noise, *parameters)
             world, given = self.environments.step(world, action, step)
-            log_probability = gaussian_log_probability(action, mean, log_std)
+            log_probability = self.policy.log_probability(action, *parameters)
             led = given.reward, given.observation, given.terminated, given.truncated
-            return world, (Rollout(x, action, log_probability, *led), given.seen)
+            rollout = Rollout(x, action, log_probability, *led, memory, after)
+            return (world, _forgotten(after, given.terminated | given.truncated)), (rollout, given.seen)
 
         steps = clock + number * jnp.arange(self.settings.rollout // number, dtype=jnp.int32)
-        world, (rollout, seen) = jax.lax.scan(act, world, (steps, noise))
+        (world, _), (rollout, seen) = jax.lax.scan(act, (world, state.memory), (steps, noise))
         return world, rollout, jax.tree.map(jnp.sum, seen)
 
     def samples(self, state: PPOState, rollout: Rollout, hyper: Mapping[str, Any]) -> tuple[PPOState, Samples]:
         """What is learned from, and the state with the last observations and the moments of all."""
         x, following = (self._seen(state, each) for each in (rollout.observation, rollout.next_observation))
-        value, next_value = self._values(state.params, x), self._values(state.params, following)
+        value = self._values(state.params, x, rollout.memory)
+        next_value = self._values(state.params, following, rollout.next_memory)
         ended = rollout.terminated | rollout.truncated
         terminated = ended if self.settings.time_limit == "terminal" else rollout.terminated
         state, reward = self._rewards(state, rollout.reward, ended, hyper["discount"])
@@ -296,16 +344,26 @@ class PPO:
         if self.settings.normalise_advantages == "rollout":
             found = standardised(found)
         made = Samples(x, rollout.action, rollout.log_probability, found, target)
-        raw = rollout.observation.reshape(-1, x.shape[-1])
-        state = state._replace(recent=jnp.concatenate([state.recent, raw])[-RECENT:])
+        state = state._replace(
+            recent=_last(state.recent, rollout.observation),
+            memory=_forgotten(jax.tree.map(lambda leaf: leaf[-1], rollout.next_memory), ended[-1]),
+            recent_memory=jax.tree.map(_last, state.recent_memory, rollout.memory),
+        )
         if state.observations is not None:
+            raw = rollout.observation.reshape(-1, x.shape[-1])
             state = state._replace(observations=taken_in(state.observations, raw, hyper.get("input_decay")))
-        return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+        if not self._recurrent:
+            return state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+        starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])  # the memory before the first step is 0 there
+        made = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), made._replace(starts=starts))
+        return state, made._replace(memory=jax.tree.map(lambda leaf: leaf[0], rollout.memory))
 
     def order(self, state: PPOState, clock: jax.Array) -> jax.Array:
-        """Which samples each update sees, int32 `[updates, rollout / minibatches]`."""
+        """Which samples each update sees, int32 `[updates, rollout / minibatches]`; with a recurrent network, which
+        environments, `[updates, E / minibatches]`."""
         key = jax.random.fold_in(leaf_key(state.policy_key, "minibatches"), clock)
-        shuffled = jax.vmap(lambda key: jax.random.permutation(key, self.settings.rollout))(
+        number = self.environments.number if self._recurrent else self.settings.rollout
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, number))(
             jax.random.split(key, self.settings.epochs)
         )
         return shuffled.astype(jnp.int32).reshape(self.settings.updates, -1)
@@ -344,13 +402,13 @@ class PPO:
         """One update; `clock` counts updates."""
 
         def objective(params: Any, *perturbations: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-            output, features = self._forward(params, batch.observation, *perturbations)
+            output, features = self._forward(params, batch.inputs, *perturbations)
             loss, seen = self.loss(output, batch, hyper)
             return loss, (seen, features)
 
         zeros = None
         if self.feature_gradients and self.units is not None:
-            zeros = self.units.perturbations(state.params, batch.observation)
+            zeros = self.units.perturbations(state.params, *batch.inputs)
         (loss, (seen, features)), grads, more = gradients(objective, state.params, zeros)
         if self.settings.max_gradient_norm is not None:
             norm = optax.tree.norm(grads)
@@ -362,15 +420,15 @@ class PPO:
 
     def loss(self, output: Any, batch: Samples, hyper: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of a minibatch, 0-d, and what is told of it."""
-        mean, log_std, value = output
-        log_ratio = gaussian_log_probability(batch.action, mean, log_std) - batch.log_probability
+        *parameters, value = output
+        log_ratio = self.policy.log_probability(batch.action, *parameters) - batch.log_probability
         ratio, limit = jnp.exp(log_ratio), hyper["clip_range"]
         advantage = (
             standardised(batch.advantage) if self.settings.normalise_advantages == "minibatch" else batch.advantage
         )
         policy_loss = jnp.mean(clipped_surrogate(ratio, advantage, limit))
         value_loss = jnp.mean(jnp.square(batch.target - value))
-        entropy = jnp.mean(gaussian_entropy(jnp.broadcast_to(log_std, mean.shape)))
+        entropy = jnp.mean(self.policy.entropy(*parameters))
         loss = policy_loss + hyper["value_coefficient"] * value_loss - hyper["entropy_coefficient"] * entropy
         return loss, {
             "loss": loss,
@@ -392,7 +450,7 @@ class PPO:
         if self.units is None or not self.units.groups:
             return seen
         groups = [g for g in self.units.groups if g.name.startswith("policy/")] or list(self.units.groups)
-        _, features = self.units.apply(state.params, self._seen(state, state.recent))
+        _, features = self.units.apply(state.params, *steps_of(self._seen(state, state.recent), state.recent_memory))
         matrices = [feature_matrix(group, features[group.name]) for group in groups]
         dormant = [metrics.dormant_units(m, rule="positive") * m.shape[1] for m in matrices]
         sigma, width = metrics.singular_values(matrices[-1]), matrices[-1].shape[1]
@@ -404,17 +462,24 @@ class PPO:
         enough = jnp.all(jnp.isfinite(state.recent))
         return seen | {name: jnp.where(enough, value, jnp.nan) for name, value in inside.items()}
 
-    def _apply(self, params: Any, x: jax.Array) -> Any:
-        return self.network.apply({"params": params}, x)
+    def _act(self, params: Any, x: jax.Array, memory: Any) -> tuple[Any, Any]:
+        """The network's output for one step, `[n, ...]`, and the memory after it."""
+        if memory is None:
+            return self.network.apply({"params": params}, x), None
+        return self.network.apply({"params": params}, x, memory)  # pyright: ignore[reportReturnType]
 
-    def _forward(self, params: Any, x: jax.Array, perturbations: Any = None) -> tuple[Any, dict[str, jax.Array]]:
+    def _forward(
+        self, params: Any, inputs: tuple[Any, ...], perturbations: Any = None
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The network's output for what is learned from, and the features."""
         if self.units is None:
-            return self._apply(params, x), {}
-        return self.units.apply(params, x, **({} if perturbations is None else {"perturbations": perturbations}))
+            return output_of(self.network, params, *inputs), {}
+        return self.units.apply(params, *inputs, **({} if perturbations is None else {"perturbations": perturbations}))
 
-    def _values(self, params: Any, x: jax.Array) -> jax.Array:
-        """Values `[steps, E]` of observations `[steps, E, observation_size]`."""
-        return self._apply(params, x.reshape(-1, x.shape[-1]))[2].reshape(x.shape[:2])
+    def _values(self, params: Any, x: jax.Array, memory: Any) -> jax.Array:
+        """Values `[steps, E]` of observations `[steps, E, observation_size]`, with the memory before each."""
+        x_, memory_ = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (x, memory))
+        return self._act(params, x_, memory_)[0][-1].reshape(x.shape[:2])
 
     def _fresh(self, key: jax.Array, restarts: jax.Array) -> Any:
         x = jnp.zeros((1, self.environments.observation_size))
@@ -434,7 +499,8 @@ class PPO:
 
         def restarted() -> PPOState:
             params = self._fresh(state.params_key, state.restarts)
-            begun = state._replace(params=params, restarts=state.restarts + 1)
+            memory = initial_memory(self.network, self.environments.number)
+            begun = state._replace(params=params, restarts=state.restarts + 1, memory=memory)
             if not self.restart_all:
                 return begun
             optimizer = self.transformation(hyper, state.method_key).init(params)
@@ -533,17 +599,6 @@ def standardised(x: jax.Array) -> jax.Array:
     return (x - jnp.mean(x)) / jnp.maximum(jnp.std(x, ddof=1), least)
 
 
-def gaussian_log_probability(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """Logarithm (nats) of the density at `x` of independent normal variables, summed over the last axis."""
-    z = (x - mean) * jnp.exp(-log_std)
-    return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
-
-
-def gaussian_entropy(log_std: jax.Array) -> jax.Array:
-    """Entropy (nats) of independent normal variables, summed over the last axis."""
-    return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
-
-
 def ppo_units(network: nn.Module, observation_size: int) -> UnitGraph:
     """The hidden units of a network as `PPO` calls it, policy and value together, found from shapes alone.
 
@@ -552,7 +607,35 @@ def ppo_units(network: nn.Module, observation_size: int) -> UnitGraph:
     """
     x = jax.ShapeDtypeStruct((1, observation_size), jnp.float32)
     params = jax.eval_shape(lambda x: network.init(jax.random.key(0), x)["params"], x)
-    return trace_units(lambda params, x: network.apply({"params": params}, x), params, x)
+    inputs = jax.eval_shape(lambda x: steps_of(x, initial_memory(network, 1)), x)
+    return trace_units(functools.partial(output_of, network), params, *inputs)
+
+
+def initial_memory(network: nn.Module, number: int) -> Any:
+    """The memory of a recurrent network at the start of that many episodes; `None` of another network."""
+    made = getattr(network, "initial_memory", None)
+    return None if made is None else made(number)
+
+
+def output_of(network: nn.Module, params: Any, *inputs: Any) -> Any:
+    """Parameters of the policy and value; of a recurrent network for `inputs` of observations, memory and starts."""
+    output = network.apply({"params": params}, *inputs)
+    return output if len(inputs) == 1 else output[0]
+
+
+def steps_of(x: jax.Array, memory: Any) -> tuple[Any, ...]:
+    """Observations `[n, observation_size]`, with the memory before each, as inputs of sequences of one step."""
+    return (x,) if memory is None else (x[:, None], memory, jnp.zeros((len(x), 1), bool))
+
+
+def _forgotten(memory: Any, ended: jax.Array) -> Any:
+    """The memory after a step, 0 where it was an episode's last."""
+    return jax.tree.map(lambda leaf: jnp.where(ended.reshape(-1, *(1,) * (leaf.ndim - 1)), 0, leaf), memory)
+
+
+def _last(recent: jax.Array, new: jax.Array) -> jax.Array:
+    """The last of what there was and of new steps `[steps, E, ...]`."""
+    return jnp.concatenate([recent, new.reshape(-1, *recent.shape[1:])])[-RECENT:]
 
 
 def _policy(params: Any) -> Any:

@@ -132,6 +132,8 @@ def test_a_networks_settings_are_its_width_and_what_it_computes_in(text, network
         ("convnet(widht=3)", ["setting of convnet", "did you mean 'width'?"]),
         ("resnet(dtype=float16)", ["dtype='float16'", "float32 or bfloat16"]),
         ("resnet(outputs=3)", ["outputs=3"]),
+        ("actor_critic(memory=lstm)", ["memory: unknown 'lstm'", "gru, none"]),
+        ("actor_critic(memory=gru,widths=())", ["memory=gru is the last hidden layer, and widths=() has none"]),
         ("rsnet", ["'rsnet'", "did you mean 'resnet'?"]),
     ],
 )

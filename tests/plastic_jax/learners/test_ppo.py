@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from plastic_jax.learners import ppo as module
+from plastic_jax.learners.policies import gaussian_log_probability
 from plastic_jax.learners.ppo import (
     PPO,
     Environments,
@@ -240,7 +241,7 @@ def test_loss_is_the_clipped_one():
     agent = learner(environments(lambda x, a: x)[0])
     action = jnp.array([[0.0], [0.0], [0.0], [0.0]])
     ratio, advantage = jnp.array([2.0, 0.5, 2.0, 0.5]), jnp.array([1.0, 1.0, -1.0, -1.0])
-    logp = float(module.gaussian_log_probability(action, action, jnp.zeros(1))[0])
+    logp = float(gaussian_log_probability(action, action, jnp.zeros(1))[0])
     batch = module.Samples(action, action, logp - jnp.log(ratio), advantage, jnp.full(4, 3.0))
     _, seen = agent.loss((action, jnp.zeros(1), jnp.ones(4)), batch, HYPER | {"entropy_coefficient": 0.1})
     # 2 counts as 1.2 where it is good and in full where it is bad; 0.5 in full where good, as 0.8 where bad
@@ -286,7 +287,7 @@ def test_observations_and_rewards_are_normalised_by_what_came_so_far():
     assert led.max() == 10
     np.testing.assert_allclose(samples.observation, x, rtol=1e-3, atol=1e-3)
     mean, log_std, value = agent.network.apply({"params": state.params}, x)
-    known = module.gaussian_log_probability(samples.action, mean, log_std)
+    known = gaussian_log_probability(samples.action, mean, log_std)
     np.testing.assert_allclose(samples.log_probability, known, rtol=1e-3, atol=1e-3)
     reward = rollout.reward / np.std(totals)
     assert reward.max() > 10
