@@ -113,7 +113,27 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
         own_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node)]
         return len(own_shapes) == len(shapes) and all(map(is_shared, own_shapes, shapes))
 
+    def is_method(node: Any) -> bool:
+        return "inner" in getattr(node, "_fields", ())
+
+    def field(node: Any, name: str) -> Any:
+        """A method keeps statistics of weights in trees like the parameters, or by name; the rest is of layers."""
+        value, known = getattr(node, name), dict(named_leaves(masks))
+        if name == "inner":
+            return search(value)
+        if name not in getattr(node, "of_network", ()):
+            if isinstance(value, dict) and value.keys() <= known.keys():
+                return {n: known[n] if jnp.shape(leaf) == known[n].shape else False for n, leaf in value.items()}
+            if like_params(value):
+                return by_shape(value)
+        return jax.tree.map(lambda _: False, value)
+
+    def search(tree: Any) -> Any:
+        return jax.tree.map(by_shape, tree, is_leaf=lambda node: like_params(node) or is_method(node))
+
     def by_shape(node: Any) -> Any:
+        if is_method(node):
+            return node._replace(**{name: field(node, name) for name in node._fields})
         if not like_params(node):
             return other(node, of_parameter=True)
         leaves = [own(*pair) for pair in zip(jax.tree.leaves(node), jax.tree.leaves(masks), strict=True)]
@@ -123,7 +143,7 @@ def _statistics(inner: optax.GradientTransformation, state: Any, params: Any, ma
         chosen = optax.tree_utils.tree_map_params(init, own, state, masks, transform_non_params=other, is_leaf=gap)
     except Exception:  # noqa: BLE001  whatever an `init` raises that looks into its parameters
         unknown.clear()
-        chosen = jax.tree.map(by_shape, state, is_leaf=like_params)
+        chosen = search(state)
     if unknown:
         raise ValueError(
             f"reset_inner_state: the inner optimizer keeps statistics of shape {unknown[0]}, which is not that of a "
