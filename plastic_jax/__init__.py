@@ -32,6 +32,7 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb_at_boundary,
 )
 from plastic_jax.methods.snr import SNR_STATIC_ARGS, SNRState, snr
+from plastic_jax.methods.sparse import SPARSE_STATIC_ARGS, SparseState, connected, sparse
 from plastic_jax.methods.spectral import SpectralState, spectral
 from plastic_jax.methods.swr import SWRState, swr
 from plastic_jax.methods.upgd import FeatureUPGDState, UPGDState, ada_upgd, feature_upgd, upgd
@@ -62,6 +63,7 @@ __all__ = [
     "REDO_STATIC_ARGS",
     "REGRAMA_STATIC_ARGS",
     "SNR_STATIC_ARGS",
+    "SPARSE_STATIC_ARGS",
     "UTILITIES",
     "AdamState",
     "AutostepState",
@@ -93,6 +95,7 @@ __all__ = [
     "SWRState",
     "ShrinkAndPerturbState",
     "Slice",
+    "SparseState",
     "SpectralState",
     "Trainability",
     "UPGDState",
@@ -107,6 +110,7 @@ __all__ = [
     "adam",
     "as_products",
     "autostep",
+    "connected",
     "continual_backprop",
     "cpr",
     "dash",
@@ -143,6 +147,7 @@ __all__ = [
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
     "snr",
+    "sparse",
     "spectral",
     "swr",
     "trace_units",

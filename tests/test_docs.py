@@ -156,6 +156,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("fire", plastic_jax.fire),
         ("fire", plastic_jax.fire_at_boundary),
         ("swr", plastic_jax.swr),
+        ("sparse", plastic_jax.sparse),
         ("upgd", plastic_jax.upgd),
         ("upgd", plastic_jax.feature_upgd),
         ("adam", plastic_jax.adam),
@@ -204,9 +205,8 @@ KINDS = {
 """What a page may write as `name(setting=value)`."""
 
 
-def settings_of(name):
+def settings_of(kind):
     """The settings that a method, a task or a learner has, out of its source."""
-    kind = KINDS[name]
     if isinstance(kind, MethodSpec):
         return {
             *kind.settings,
@@ -231,8 +231,9 @@ def calls(page):
 )
 def test_settings_that_a_page_names_exist_and_are_allowed(page):
     for name, call in calls(page):
-        assert set(call.settings) <= settings_of(name), (name, call.settings)
         kind = KINDS[name]
+        kind = kind.around(call.settings.get("inner")) if isinstance(kind, MethodSpec) else kind
+        assert set(call.settings) <= settings_of(kind), (name, call.settings)
         for setting, value in call.settings.items():
             if isinstance(kind, MethodSpec) and setting in kind.settings and setting != "utility":
                 kind.settings[setting].checked(f"{page.name}: {name}.{setting}", value)

@@ -337,7 +337,9 @@ def _job(experiment: Experiment, spec: TaskSpec, task: "Task | Environment", ent
 
 def _method(experiment: Experiment, spec: TaskSpec, entry: Entry) -> MethodSpec:
     """The method, with what its call says of the network, and the numbers of its optimizer and learner."""
-    method = _with_optimizer(experiment, spec, entry, find_method(entry.call))
+    method = find_method(entry.call)
+    method = method.around(_asked(experiment, entry, method, "inner", method.inner))
+    method = _with_optimizer(experiment, spec, entry, method)
     beside = {name: value for name, value in entry.call.settings.items() if name not in method.settings}
     options = {**method.network_options, **{name: beside[name] for name in NETWORK_OPTIONS if name in beside}}
     normalise = NORMALISE_INPUTS.checked(
@@ -349,13 +351,19 @@ def _method(experiment: Experiment, spec: TaskSpec, entry: Entry) -> MethodSpec:
     return dataclasses.replace(method, more={**method.more, **spec.hyperparameters}) if spec.learner else method
 
 
-def _with_optimizer(experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec) -> MethodSpec:
-    """The method with the settings of the optimizer that is asked for; a name that there is not is told elsewhere."""
-    chosen: Any = entry.call.settings.get("optimizer", _usual_optimizer(experiment, spec, method))
+def _asked(experiment: Experiment, entry: Entry, method: MethodSpec, setting: str, otherwise: Any) -> Any:
+    """What the entry or `--set` says of a setting that decides which other settings there are."""
+    chosen = entry.call.settings.get(setting, otherwise)
     for text in experiment.set:
         owner, name, value = _assignment("--set", text)
-        if name == "optimizer" and owner in ("", method.name, entry.label, entry.call.name):
+        if name == setting and owner in ("", method.name, entry.label, entry.call.name):
             chosen = parse_value(value)
+    return chosen
+
+
+def _with_optimizer(experiment: Experiment, spec: TaskSpec, entry: Entry, method: MethodSpec) -> MethodSpec:
+    """The method with the settings of the optimizer that is asked for; a name that there is not is told elsewhere."""
+    chosen = _asked(experiment, entry, method, "optimizer", _usual_optimizer(experiment, spec, method))
     if not isinstance(chosen, str) or chosen not in OPTIMIZERS:
         return method
     if spec.learner and OPTIMIZERS[chosen].streams:

@@ -62,6 +62,7 @@ class MethodSpec:
         network: the network it always has, or `None` for the run's.
         network_options: settings of the network that it changes.
         normalise_inputs: whether the learner normalises inputs by their running moments.
+        chooses_inner: whether flags may say with `inner=NAME` which method is the inner one, with its settings beside.
         optimizer: the inner optimizer whose own settings it has; runs have that which they are asked for.
         source: where it comes from; where it is empty, the references of the factory's docstring.
         aliases: other names.
@@ -80,6 +81,7 @@ class MethodSpec:
     network: str | None = None
     network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalise_inputs: bool = False
+    chooses_inner: bool = False
     optimizer: str = "sgd"
     source: str = ""
     aliases: tuple[str, ...] = ()
@@ -96,11 +98,17 @@ class MethodSpec:
         inner = METHODS[self.inner].settings if self.inner else OPTIMIZER
         units = {"leave_out": LEAVE_OUT} if self.needs_units else {}
         units |= {"input_decay": INPUT_DECAY} if self.normalise_inputs else {}
+        units |= {"inner": Option(self.inner or BACKPROP, _INNER, inner_methods())} if self.chooses_inner else {}
         found = {name: setting for name, setting in own.items() if name not in self.fixed}
         inner = {**inner, **OPTIMIZERS[self.optimizer].settings}
         found |= {**units, **self.more} | {name: setting for name, setting in inner.items() if name not in found}
         changed = {name: dataclasses.replace(found[name], default=value) for name, value in self.defaults.items()}
         return found | changed
+
+    def around(self, inner: Any) -> "MethodSpec":
+        """The method around the one called `inner`, where flags may choose it; itself for any other name."""
+        chosen = self.chooses_inner and inner in inner_methods()
+        return dataclasses.replace(self, inner=inner) if chosen else self
 
     @property
     def hyperparameters(self) -> dict[str, Hyperparameter]:
@@ -114,8 +122,9 @@ class MethodSpec:
 
     @property
     def needs_units(self) -> bool:
-        """Whether it cannot do without the units of the network."""
-        return self.signature is not None and "units" in self.signature.required
+        """Whether it, or its inner method, cannot do without the units of the network."""
+        own = self.signature is not None and "units" in self.signature.required
+        return own or bool(self.inner and METHODS[self.inner].needs_units)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -132,8 +141,7 @@ class MethodSpec:
     @property
     def task_aware(self) -> bool:
         """Whether it sees task boundaries."""
-        needs = () if self.signature is None else self.signature.needs
-        return self.restart or self.fresh_head or "boundary" in needs
+        return self.restart or self.fresh_head or "boundary" in self.needs
 
     @property
     def described(self) -> str:
@@ -187,6 +195,11 @@ NORMALISE_INPUTS = Option(False, "normalise inputs by their running mean and var
 _DECAY = "plastic_jax.methods.weight_decay:weight_decay"
 _DOHARE = "Dohare et al., Nature 632, 2024"
 
+BACKPROP = "backprop"
+_INNER = "the method inside, whose settings stand beside: inner=continual_backprop,replacement_rate=1e-4"
+_SPARSE = "plastic_jax.methods.sparse:sparse"
+_PUBLISHED_EXCHANGE = {"exchange_rate": 0.3, "connection_maturity": 0}  # both papers, without the fall of the rate
+
 METHODS: dict[str, MethodSpec] = {
     spec.name: spec
     for spec in (
@@ -224,6 +237,25 @@ METHODS: dict[str, MethodSpec] = {
         _method("shrink_and_perturb_at_boundary", "shrink_and_perturb"),
         _method("continual_backprop", inner="l2", defaults={"weight_decay": 0.0}),
         _method("swr"),
+        _method("sparse", chooses_inner=True),
+        MethodSpec(
+            "set",
+            "SET: a sparse network; the smallest connections are exchanged for random ones",
+            _SPARSE,
+            fixed={"drop": "magnitude", "grow": "random", "utility_decay": 0.0},
+            defaults={**_PUBLISHED_EXCHANGE, "new_weight": "sample"},
+            chooses_inner=True,
+            source="Mocanu et al., Nature Communications 9, 2018",
+        ),
+        MethodSpec(
+            "rigl",
+            "RigL: a sparse network; the smallest connections are exchanged for those of the largest gradients",
+            _SPARSE,
+            fixed={"drop": "magnitude", "grow": "gradient", "utility_decay": 0.0},
+            defaults=_PUBLISHED_EXCHANGE,
+            chooses_inner=True,
+            source="Evci et al., ICML 2020",
+        ),
         _method("hare_and_tortoise"),
         _method("dash"),
         _method("upgd"),
@@ -314,6 +346,18 @@ METHODS: dict[str, MethodSpec] = {
 }
 
 
+@functools.cache
+def inner_methods() -> tuple[str, ...]:
+    """Names of the methods that may be inside of another: those that are nothing but a transformation."""
+    own = {field.name: field.default for field in dataclasses.fields(MethodSpec)}
+    beside = ("restart", "fresh_head", "dropout", "network", "normalise_inputs", "chooses_inner")
+    return tuple(
+        name
+        for name, spec in METHODS.items()
+        if not (spec.more or spec.network_options) and all(getattr(spec, field) == own[field] for field in beside)
+    )
+
+
 def find_method(call: Call) -> MethodSpec:
     """The method of that name, or of the function (or `MethodSpec`) at `package.module:name`.
 
@@ -333,4 +377,4 @@ def find_method(call: Call) -> MethodSpec:
     names = {alias: spec for spec in METHODS.values() for alias in (spec.name, *spec.aliases)}
     if call.name not in names:
         raise unknown("--methods", call.name, names)
-    return names[call.name]
+    return names[call.name].around(call.settings.get("inner"))

@@ -43,7 +43,8 @@ class Preset(NamedTuple):
         """What it makes of a method's settings."""
         everywhere = self.methods.get(EVERY_METHOD, {})
         common = {name: value for name, value in everywhere.items() if name in method.settings}
-        return common | dict(self.methods.get(method.name, {}))
+        inside = self.of(METHODS[method.inner]) if method.chooses_inner and method.inner else {}
+        return common | inside | dict(self.methods.get(method.name, {}))
 
 
 @functools.cache

@@ -33,6 +33,7 @@ _METHOD_COLOURS = {
     "fire": "#DDAA33",
     "head_reset": "#882255",
     "swr": "#44AA99",
+    "sparse": "#882255",
     "upgd": "#AA4499",
     "dash": "#661100",
     "hare_and_tortoise": "#6699CC",
@@ -44,6 +45,8 @@ _METHOD_COLOURS = {
     "online_normalization": "#AA4466",
 }
 _VARIANTS = {
+    "set": "sparse",
+    "rigl": "sparse",
     "ada_upgd": "upgd",
     "feature_upgd": "upgd",
     "standard": "backprop",

@@ -39,6 +39,7 @@ from plastic_jax.methods.shrink_and_perturb import (
 )
 from plastic_jax.methods.signature import static_args
 from plastic_jax.methods.snr import SNR_STATIC_ARGS, snr
+from plastic_jax.methods.sparse import SPARSE_STATIC_ARGS, sparse
 from plastic_jax.methods.spectral import spectral
 from plastic_jax.methods.swr import swr
 from plastic_jax.methods.upgd import feature_upgd, upgd
@@ -344,6 +345,29 @@ METHODS = {
             swr,
             lambda key: {"inner": optax.sgd(0.1), "factor": 0.5, "period": 1, "init": fresh, "key": key},
             static_args(swr),
+        ),
+    ),
+    "sparse": Method(
+        lambda h, key: sparse(
+            inner(h),
+            density=h["density"],
+            exchange_rate=h["rate"],
+            exchange_period=h["period"],
+            connection_maturity=h["age"],
+            key=key,
+        ),
+        {"density": 0.5, "rate": 0.3, "period": 2, "age": 1},
+        {"density": 1.0, "rate": 0.0},
+        (
+            sparse,
+            lambda key: {
+                "inner": optax.sgd(0.1),
+                "density": 0.5,
+                "exchange_rate": 0.3,
+                "exchange_period": 1,
+                "key": key,
+            },
+            SPARSE_STATIC_ARGS,
         ),
     ),
     "upgd": Method(

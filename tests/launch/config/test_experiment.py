@@ -72,6 +72,8 @@ WRONG = [
     ("set", ("bakprop.step_size=1",), ["--set", "did you mean 'backprop'?"]),
     ("set", ("step_size=-1",), ["--set", "backprop.step_size", "-1"]),
     ("set", ("step_size=big",), ["--set", "'big'", "number"]),
+    ("methods", "sparse(inner=rigl)", ["--methods: sparse.inner", "rigl", "continual_backprop"]),
+    ("methods", "sparse(inner=redo,replacement_rate=1e-4)", ["--methods", "replacement_rate", "threshold"]),
     ("set", ("step_size",), ["--set", "NAME=VALUE"]),
     ("set", ("step_size=nan",), ["--set", "nan", "number"]),
     ("sweep", ("step_size=1,-1",), ["--sweep", "-1", "from 0 to 100"]),
@@ -89,6 +91,18 @@ def test_wrong_input_is_refused_in_one_line_that_names_it(field, value, words):
     assert "\n" not in text
     assert text.startswith(words[0])
     assert all(word in text for word in words), text
+
+
+def test_a_method_may_be_around_another_with_the_settings_and_presets_of_both():
+    text = "sparse(inner=continual_backprop,density=0.5,maturity_threshold=7,optimizer=adam)"
+    job = changed(methods=text, preset="published").jobs[0]
+    assert job.method.needs_units
+    assert (job.static["inner"], job.static["optimizer"]) == ("continual_backprop", "adam")
+    assert (job.lanes[0].hyper["density"], job.lanes[0].hyper["maturity_threshold"]) == (0.5, 7)
+    assert job.static["reset_state"] is False  # what the published code of the method inside does
+    by_set = changed(methods="rigl", set=("rigl.inner=redo", "rigl.threshold=0.2")).jobs[0]
+    assert by_set.lanes[0].hyper["threshold"] == 0.2
+    assert "threshold" not in changed(methods="rigl").jobs[0].lanes[0].hyper
 
 
 def test_lanes_are_the_product_of_swept_numbers_and_seeds():
