@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from launch.analysis import increments, replacements, returns, tasks, tuning
 from launch.analysis.comparison import PLAIN, compare_pairs, difference_table, late_verdicts, mean_table, verdict_lines
 from launch.analysis.curves import curves, read
 from launch.analysis.long_table import STARTS, coarser, edges_every, every_text
-from launch.analysis.metrics import checked_metrics
+from launch.analysis.metrics import BESIDE, checked_metrics
+from launch.analysis.statistics import late_bins
 from launch.analysis.text import FORMATS, Table, joined, percent
 from launch.analysis.tuning import warn_of_tuning
 from launch.cli import run_cli
@@ -70,8 +72,12 @@ class Part(NamedTuple):
 
 
 def _curves(runs: Sequence[Run], options: Options) -> Part:
-    told, window = curves(runs), options.window or 0.1
-    metrics = checked_metrics(runs, [options.metric] if options.metric else None)
+    window, metrics = options.window or 0.1, checked_metrics(runs, [options.metric] if options.metric else None)
+    beside = () if options.metric else BESIDE.get(metrics[0], ())
+    if beside:  # measured once a task, and not all at once
+        runs = [coarser(run, edges_every(run, "1tasks")) for run in runs]
+        metrics += [name for name in beside if all(_measured_late(run, name, window) for run in runs)]
+    told = curves(runs)
     labels = list(dict.fromkeys(run.label for run in runs))
     chosen = options.reference or next((label for label in PLAIN if label in labels), labels[0])
     pairs = [(run, other) for other in runs if other.label == chosen for run in runs if run.label != chosen]
@@ -80,9 +86,14 @@ def _curves(runs: Sequence[Run], options: Options) -> Part:
         about = f"Mean over the last {percent(window)} of the run"
         tables.append(difference_table(compare_pairs(pairs, metrics, window), about))
     # Where a part says more of the stream, the verdict is its own.
-    own = any(PARTS[name][0](runs) for name in ("tasks", "increments", "returns"))
+    own = not beside and any(PARTS[name][0](runs) for name in ("tasks", "increments", "returns"))
     verdicts = [] if own else verdict_lines(late_verdicts(told, metrics[0]))
     return Part(tables, verdicts, lambda: _draw_curves(runs, metrics))
+
+
+def _measured_late(run: Run, metric: str, window: float) -> bool:
+    held = run.metrics.get(metric)
+    return held is not None and bool(np.isfinite(held[:, late_bins(len(run.step), window)]).any())
 
 
 def _draw_curves(runs: Sequence[Run], metrics: Sequence[str]) -> "Figure":

@@ -10,6 +10,16 @@ from launch.storage.run_folder import Run
 
 ACCELERATOR = "accelerator"
 HEADLINES = ("squared_error", "bits_per_byte_before", "online_accuracy", "test_accuracy", "episode_return")
+BESIDE = {
+    "bits_per_byte_before": (
+        "bits_per_byte",
+        "bits_per_byte_one_period_ago",
+        "bits_per_byte_five_periods_ago",
+        "bits_per_byte_twenty_periods_ago",
+        "bits_per_byte_held_out",
+    )
+}
+"""Metrics that are told beside a headline, task by task."""
 IN_TASK = "_in_task"
 """Ending of the names of metrics that are measured several times within a task."""
 

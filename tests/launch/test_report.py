@@ -59,6 +59,28 @@ def test_the_report_holds_verdict_tables_and_figures(stream):
     assert text.index(verdicts[0]) < text.index("## Curves") < text.index("## Tasks")
 
 
+def test_a_text_stream_is_told_by_period_before_and_after_learning_it(tmp_path):
+    at = lambda place, values: np.where(np.arange(4) == place, values, np.nan).reshape(2, -1)  # noqa: E731
+    for label, values in (("backprop", DECLINING), ("fresh_network", STEADY)):
+        bits = 3 - np.array([values, values + 0.01])
+        test_tasks.write(tmp_path, label, bits, metric="bits_per_byte")
+        with np.load(tmp_path / label / "metrics.npz") as arrays:
+            held = dict(arrays) | {"bits_per_byte_before": at(0, bits + 1), "bits_per_byte_held_out": at(1, bits + 2)}
+        held["bits_per_byte_twenty_periods_ago"] = np.full_like(held["bits_per_byte"], np.nan)
+        np.savez(tmp_path / label / "metrics.npz", **held)
+    assert there(tmp_path) == ["curves", "tasks"]
+    runs = list(read_runs(tmp_path).values())
+    found = part("curves", runs)
+    text = "".join(map(str, found.tables[0].rows))
+    assert "before learning it" in text and "after learning it" in text and "held-out" in text and "twenty" not in text
+    assert len(found.draw().axes) == 3
+    verdicts, _ = report(tmp_path)
+    assert [line.partition(", bits")[2].partition(" over")[0] for line in verdicts[:1]] == [
+        " per byte before learning it"
+    ]
+    assert any("bits per byte after learning it over the last 25% of tasks" in line for line in verdicts)
+
+
 def test_an_error_that_stays_above_a_fresh_networks_is_a_loss(tmp_path):
     spread = np.array([[0.0], [0.1], [0.2]])
     for label, error in (("backprop", 2.0), ("fresh_network", 1.0), ("l2", 5.0)):
