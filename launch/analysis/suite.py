@@ -129,9 +129,11 @@ def rank_ranges(values: Mapping[str, pd.Series]) -> dict[str, tuple[int, int]]:
 
 
 def near_share(run: Run, metric: str) -> float:
-    """Share of the settings tried whose score is within `NEAR` of the best; settings without a score are not near."""
+    """Share of the settings tried whose score is within `NEAR` of the best; settings without a score are not
+    near, nor those of which more lanes diverged than of the best."""
     tried = settings(run, metric, LATE)
-    scores = [each.score for each in ranked(tried, metric)]
+    order = ranked(tried, metric)
+    scores = [each.score for each in order if each.diverged == order[0].diverged]
     return sum(abs(score - scores[0]) <= NEAR * abs(scores[0]) for score in scores) / len(tried)
 
 

@@ -1,7 +1,8 @@
 """Which settings won on the tuning seeds, and the experiment that reports them on others.
 
 A setting's score is the mean over its seeds of the mean over the whole run (or over its last part). A diverged lane
-counts by the failure value that stands in its arrays. What is written here is in the unit of the metric's axis.
+counts by the failure value that stands in its arrays, which may be less bad than what bad settings reach; so a setting
+of which fewer lanes diverged goes first. What is written here is in the unit of the metric's axis.
 """
 
 import dataclasses
@@ -31,13 +32,15 @@ HEADINGS = ("method", "best setting", "score", "95% interval", "seeds", "setting
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting of a label's numbers: its lanes int64 [lane], their seeds and scores [lane], and the mean score."""
+    """One setting of a label's numbers: its lanes int64 [lane], their seeds and scores [lane], the mean score, and how
+    many of the lanes diverged."""
 
     hyper: Mapping[str, float]
     lanes: np.ndarray
     seeds: np.ndarray
     scores: np.ndarray
     score: float
+    diverged: int = 0
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -102,11 +105,12 @@ def settings(run: Run, metric: str, window: float = 1.0) -> list[Setting]:
         InputError: an unknown metric, a window outside (0, 1], nothing measured in it.
     """
     scores, seeds = late_mean(Curve(run, np.arange(len(run.lanes))), metric, window).to_numpy(), run.seeds
-    found = []
+    diverged, found = run.meta.get("diverged", ()), []
     for _, lanes in run.settings_groups():
         known = scores[lanes][np.isfinite(scores[lanes])]
         score = float(known.mean()) if len(known) else np.nan
-        found.append(Setting(run.lanes[lanes[0]]["hyper"], lanes, seeds[lanes], scores[lanes], score))
+        gone = int(np.isin(lanes, list(diverged)).sum())
+        found.append(Setting(run.lanes[lanes[0]]["hyper"], lanes, seeds[lanes], scores[lanes], score, gone))
     return found
 
 
@@ -117,9 +121,10 @@ def values_tried(found: Sequence[Setting]) -> dict[str, tuple[float, ...]]:
 
 
 def ranked(found: Iterable[Setting], metric: str) -> list[Setting]:
-    """The settings that were measured, best first; equals in the order given."""
+    """The settings that were measured, best first: those of which fewest lanes diverged; equals in the order given."""
     sign = 1 if metric_style(metric).better == "lower" else -1
-    return sorted((each for each in found if np.isfinite(each.score)), key=lambda each: sign * each.score)
+    known = (each for each in found if np.isfinite(each.score))
+    return sorted(known, key=lambda each: (each.diverged, sign * each.score))
 
 
 def by_value(found: Sequence[Setting], metric: str, name: str) -> dict[float, Setting]:
@@ -149,7 +154,6 @@ def _winner(run: Run, metric: str, window: float) -> Winner:
     at_end = [name for name, tried in values.items() if best.hyper[name] in (tried[0], tried[-1])]
     limited = [name for name in at_end if best.hyper[name] in _limits(run.meta["method"], name)]
     mean, low, high = (float(value) for value in interval(best.scores))
-    diverged = set(run.meta.get("diverged", ()))
     seeds = set(run.seeds.tolist())
     return Winner(
         label=run.label,
@@ -167,8 +171,8 @@ def _winner(run: Run, metric: str, window: float) -> Winner:
         difference=_paired(best, second, metric) if second else None,
         edges=tuple(name for name in at_end if name not in limited),
         at_limit=tuple(limited),
-        diverged=len(diverged & set(best.lanes.tolist())),
-        diverged_tried=len(diverged),
+        diverged=best.diverged,
+        diverged_tried=sum(each.diverged for each in found),
         uneven=any(set(each.seeds[np.isfinite(each.scores)].tolist()) != seeds for each in found),
         finished=run.meta.get("finished", True),
     )

@@ -99,6 +99,12 @@ def test_a_diverged_lane_counts_as_what_stands_in_the_arrays():
     assert "1 of the best setting" in render([winner])
 
 
+def test_a_setting_that_diverges_is_not_chosen_for_a_failure_value_that_is_less_bad():
+    run = made("l2", swept("weight_decay", x1=0.9, x2=1.2, x3=1.5), diverged=[0])
+    (winner,) = winners([run])
+    assert winner.setting == {"weight_decay": 2.0} and winner.runner_up == {"weight_decay": 3.0}
+
+
 def test_equals_are_won_by_the_first():
     (winner,) = winners([made("l2", swept("weight_decay", x3=1.0, x1=1.0, x2=1.0))])
     assert winner.setting == {"weight_decay": 3.0} and winner.runner_up == {"weight_decay": 1.0}
