@@ -1,7 +1,7 @@
 """Draw run folders as one figure, several folders on one axis.
 
 python -m launch.plot DIR... [--metric=squared_error,dormant_units] [--format=png] [--out=F] [--every=50tasks|STEPS]
-    [--against=step_size] [--tuning]
+    [--against=step_size|abruptness] [--reference=fresh_network] [--tuning]
 
 Runs under way are drawn as far as their checkpoints reach, and the caption says how far that is.
 """
@@ -29,18 +29,22 @@ def plot(
     against: str | None = None,
     tuning: bool = False,
     every: str | None = None,
+    reference: str | None = None,
 ) -> Path:
     """Draw every run in `directories` (run folders or single runs), one panel per metric; returns the figure's path.
 
     The settings that differ between the runs are named in the legend, those that are equal in the caption. By default
     the metric is the headline of the runs and the file `figure.<format>` in the first directory. With `against` the
-    axis is that hyperparameter and the value the mean over the last tenth of the run. Runs made for tuning favour the
+    axis is that hyperparameter, or that setting of the task, and the value the mean over the last tenth of the run,
+    with `reference` minus that of the run with that label, paired by seed. Runs made for tuning favour the
     settings chosen by them: they are drawn with `against` or `tuning` only. `every` joins bins, as
     `launch.analysis.long_table.edges_every` reads it; every measurement within a joined bin has the same weight.
     Raises InputError.
     """
     runs = read(directories)
     path = target(directories if isinstance(directories, (str, Path)) else directories[0], out, format)
+    if reference is not None and against is None:
+        raise InputError("--reference: needs --against; launch.compare and launch.report compare whole runs")
     if against is None and not tuning:
         refuse_tuning(runs)
     chosen = checked_metrics(runs, metrics)
@@ -51,7 +55,7 @@ def plot(
         return figure.save(draw_curves(found, chosen, joined)[0], path)
     drawing, axes = figure.new_figure(len(chosen))
     for ax, metric in zip(axes, chosen, strict=True):
-        figure.draw_against(ax, found, metric, against)
+        figure.draw_against(ax, found, metric, against, reference)
     figure.legend_below(drawing, axes)
     figure.add_caption(drawing, " ".join([caption(runs, found), *joined, *tuned_on(runs)]))
     return figure.save(drawing, path)
@@ -77,7 +81,15 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The command's flags; defined when it runs, so that importing `plot` brings none."""
     flags.DEFINE_list("metric", [], "Metrics to draw, one panel each.", flag_values=values)
     flags.DEFINE_enum("format", None, figure.FORMATS, "Default: that of --out, else png.", flag_values=values)
-    flags.DEFINE_string("against", None, "A swept number as the axis, in place of the step.", flag_values=values)
+    flags.DEFINE_string(
+        "against",
+        None,
+        "A swept number or a setting of the task as the axis, in place of the step.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "reference", None, "With --against: a label, to which the differences are drawn.", flag_values=values
+    )
     flags.DEFINE_string("every", None, "Joins bins: 50tasks, or a number of steps.", flag_values=values)
     flags.DEFINE_bool("tuning", False, "Draw runs made for tuning all the same.", flag_values=values)
     flags.DEFINE_string("out", None, "Default: figure.<format> in the first folder.", flag_values=values)
@@ -85,7 +97,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """The command: draws and prints where."""
-    shown = {name: values[name].value for name in ("out", "format", "against", "tuning", "every")}
+    shown = {name: values[name].value for name in ("out", "format", "against", "tuning", "every", "reference")}
     print(plot(arguments, values.metric, **shown))
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +30,7 @@ from absl import flags
 
 from launch.cli import run_cli
 from launch.config.experiment import Plan, experiment_of, resolve
+from launch.config.saved_policy import Policy, moments_of, policy_of
 from launch.errors import InputError
 from launch.figures.bodies import Moves, Panel, geoms_of, moving
 from launch.storage.bins import means, unpacked
@@ -38,14 +38,13 @@ from launch.storage.checkpoint import Checkpoints, Saved
 from launch.storage.contents import first_good, lane_number, unit_of_lane, variables_of
 from launch.storage.durable import storing
 from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
-from plastic_jax.learners.moments import Moments, normalised
+from plastic_jax.learners.moments import Moments
 from tasks.base import MOST_STEPS, Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment
 
 PEAK, LAST = "peak", "last"
 STEPS = 200
 MEASURE = "episode_return"
-OBSERVATIONS = "learner/observations/"
 SHOWN_STEPS = 12
 COMMAND = "python -m launch.render DIR"
 
@@ -129,7 +128,7 @@ def render(
     plan = resolve(dataclasses.replace(experiment_of(meta), branch_from=""))
     task = _task_with_bodies(plan, folder)
     chosen = _chosen(folder, meta, number, wanted)
-    policy = _policy(plan, meta["label"])
+    policy = policy_of(plan, meta["label"])
     shown = [_shown(one, task, policy, sample) for one in chosen]
     about = f"{meta['label']}, seed {meta['lanes'][number]['seed']}; {task.environment} ({task.backend})"
     actions = "drawn actions" if sample else "mean actions"
@@ -221,25 +220,11 @@ def _peak(folder: Path, meta: Mapping[str, Any], number: int, newest: Saved, lan
 
 # Episodes -------------------------------------------------------------------------------------------------------
 
-Policy = Callable[[Any, Moments | None, jax.Array, jax.Array | None], jax.Array]
-"""`(params, observation moments, observations [n, ...], noise [n, ...] or None) -> actions [n, ...]`."""
-
-
-def _policy(plan: Plan, label: str) -> Policy:
-    network: nn.Module = plan.job(label).network
-
-    def act(params: Any, moments: Moments | None, x: jax.Array, noise: jax.Array | None) -> jax.Array:
-        mean, log_std, _ = network.apply({"params": params}, normalised(moments, x))
-        return mean if noise is None else mean + jnp.exp(log_std) * noise
-
-    return act
-
 
 def _shown(asked: Asked, task: BraxEnvironment, policy: Policy, sample: bool) -> Shown:
     tree, lane = asked.saved.tree, asked.lane
     params = variables_of(asked.saved, lane)["params"]
-    parts = {name: tree.get(OBSERVATIONS + name) for name in Moments._fields}
-    moments = None if parts["mean"] is None else Moments(**{name: each[lane] for name, each in parts.items()})
+    moments = moments_of(tree, lane)
     condition = np.float32(tree["task/condition"][lane][0])
     made = episode(task, policy, params, moments, condition, sample)
     return Shown(asked, task.change, float(condition) if task.changes else None, made)

@@ -3,9 +3,14 @@ r"""python -m launch.sweep: many settings, many seeds, worked through by process
     python -m launch.sweep --grid=tuning.toml --workdir=runs/tuning --workers=2
     python -m launch.sweep --task=slowly_changing_regression --methods=backprop,l2 --sweep=step_size=1e-3:1e-1:log5 \
         --seeds=100:120 --workdir=runs/tuning
+    python -m launch.sweep --task=label_permuted_mnist --sweep=task.abruptness=0,0.25,0.5,0.75,1 --seeds=10 \
+        --methods=backprop,l2_init,continual_backprop,shrink_and_perturb,fresh_network --workdir=runs/abruptness
     python -m launch.sweep --workdir=runs/tuning --status
     python -m launch.sweep --workdir=runs/tuning --best
     python -m launch.sweep --workdir=runs/tuning --report_seeds=0:30
+
+A setting of the task is swept as `task.NAME`. Where nothing else is, nothing is chosen, and the command ends as a run
+does, and with a figure over that setting: differences to the fresh network, if it is among the methods.
 
 The folder is a run folder with `sweep.json` beside the labels: the units of work, named by a hash of their settings.
 `--submit=slurm` starts the workers as jobs of a cluster, `--unit=NAME` runs one unit of work here.
@@ -19,12 +24,13 @@ from pathlib import Path
 from absl import flags
 
 from launch import train
+from launch.analysis.comparison import FRESH
 from launch.analysis.metrics import checked_metrics
 from launch.analysis.tuning import Winner, render, report_experiment, winners
 from launch.cli import run_cli
-from launch.config.experiment import Experiment, resolve
+from launch.config.experiment import Experiment, by_task, resolve
 from launch.config.grid import read_grid
-from launch.config.syntax import parse_seeds, with_settings
+from launch.config.syntax import parse_call, parse_seeds, with_settings
 from launch.engine import slurm
 from launch.engine.dry_run import all_warnings, dry_run
 from launch.engine.processes import enable_compilation_cache
@@ -118,8 +124,9 @@ def experiments(values: flags.FlagValues) -> tuple[Experiment, ...]:
     if not values.grid and not asked:
         there = read_experiments(Path(values.workdir))
         return tuple(dataclasses.replace(one, task=with_settings(one.task, data_dir=values.data_dir)) for one in there)
-    found = read_grid(values.grid, data_dir=values.data_dir) if values.grid else [train.from_flags(values)]
-    return tuple(dataclasses.replace(one, tuning=True) for one in found)
+    found = read_grid(values.grid, data_dir=values.data_dir) if values.grid else by_task(train.from_flags(values))
+    compares = len({one.task for one in found}) > 1 and not any(one.sweep for one in found)
+    return tuple(dataclasses.replace(one, tuning=not compares) for one in found)
 
 
 def report_of(sweep: Launch, values: flags.FlagValues) -> Launch:
@@ -222,8 +229,16 @@ def _show_best(sweep: Launch, values: flags.FlagValues) -> None:
 
 
 def _show_report(sweep: Launch, values: flags.FlagValues) -> None:
-    print(table(_runs(sweep), values.metric))
-    print(f"figure: {plot([sweep.root], metrics=values.metric or None)}")
+    runs = _runs(sweep)
+    print(table(runs, values.metric))
+    metrics = values.metric or None
+    print(f"figure: {plot([sweep.root], metrics=metrics)}")
+    calls = [parse_call("", one.task) for one in sweep.experiments]
+    for name in calls[0].settings if len({call.name for call in calls}) == 1 else ():
+        if len({call.settings.get(name) for call in calls}) > 1:
+            reference = FRESH if any(run.meta["method"] == FRESH for run in runs) else None
+            out = sweep.root / f"against_{name}.png"
+            print(f"figure: {plot([sweep.root], metrics, out, against=name, reference=reference)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 MOST_STEPS = 2**31 - 1
 """The largest number of a step: clocks are int32."""
 
+_MIXED = 0x6D697865
+"""Tells the draws of `gradual` from those of the streams, whose own purposes are small numbers."""
+
 
 class Batch(NamedTuple):
     """What the learner is shown at one step.
@@ -19,7 +22,8 @@ class Batch(NamedTuple):
         y: targets, `[batch, outputs]` float (squared error) or `[batch, *target_shape]` int32 labels (cross entropy).
         boundary: 0-d bool, true at the first step of a new task (also at step 0).
         reset_head: 0-d bool, true where the problem itself asks for a new output layer.
-        class_mask: `[outputs]` bool, the classes that count now; `None` for all.
+        class_mask: `[outputs]` bool, the classes that count now, or a row for every example, `[batch, outputs]`; `None`
+            for all.
         step_scale: 0-d float, the problem's schedule of step sizes as a factor; `None` for 1.
     """
 
@@ -37,16 +41,19 @@ class Evaluation(NamedTuple):
     Attributes:
         batches: how many there are; an int, or a 0-d int32 that may be 0 where there is nothing to measure now.
         batch: number of the batch `-> (x, {metric: y})`; a label below 0 does not count.
-        class_mask: as in `Batch`.
+        class_mask: `[outputs]`, as in `Batch`.
         selects: whether the network with the highest value of the first metric is the one that the task ends with.
         measure: share of correct answers, or bits (cross entropy) per label.
+        sums: in place of `batch`, for what takes more than one look: `(x -> output, number of the batch) ->
+            {metric: (sum, number)}`, 0-d float32.
     """
 
     batches: int | jax.Array
-    batch: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]
+    batch: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]] | None
     class_mask: jax.Array | None = None
     selects: bool = False
     measure: Literal["accuracy", "bits"] = "accuracy"
+    sums: Callable[[Callable[[jax.Array], jax.Array], Any], dict[str, tuple[jax.Array, jax.Array]]] | None = None
 
 
 class Trial(NamedTuple):
@@ -226,7 +233,25 @@ class Task(Problem):
     At clock `c` the order is: `probe_batches`, `previews` and `trials` (what the upcoming task looks like, before
     anything is learned from it), `next` (the batch of step `c`), learning, and, when `c + 1` is a multiple of
     `evaluate_every`, `evaluations` with clock `c + 1` and the state of the task just finished.
+
+    These functions are those of the stream that changes at once; `gradual` makes of it the one with its `abruptness`,
+    and whoever trains calls that.
+
+    Attributes:
+        abruptness: how suddenly a task follows another: 1, at once; less, examples of the task before are mixed in over
+            the first share `1 - abruptness` of every task but the first, with a probability that falls from 1 to 0.
+
+    Raises:
+        ValueError: `abruptness` is not between 0 and 1.
     """
+
+    _: dataclasses.KW_ONLY
+    abruptness: float = 1.0
+
+    def __post_init__(self) -> None:
+        value: Any = self.abruptness
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"abruptness: got {value!r}, allowed are numbers from 0 to 1")
 
     @property
     def spec(self) -> Spec:
@@ -272,6 +297,109 @@ class Task(Problem):
     def probe_batches(self, state: Any, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
         """Inputs for the diagnostics by what is added to their names: `""` for the task that starts at `clock`."""
         raise NotImplementedError
+
+
+class GradualState(NamedTuple):
+    """A stream twice: where it is, and a task behind.
+
+    Attributes:
+        key: typed key of the draws that say which task an example is of.
+        now: state of the stream at this step.
+        before: state in which it shows the task before once more, from that task's first step on.
+    """
+
+    key: jax.Array
+    now: Any
+    before: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradual(Task):
+    """The stream of `task` with its abruptness; see `gradual`."""
+
+    task: Task
+
+    @property
+    def spec(self) -> Spec:
+        return self.task.spec
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.task.schedule
+
+    def load(self) -> Any:
+        return self.task.load()
+
+    def init(self, key: jax.Array, data: Any) -> GradualState:
+        now, before = self.task.init(key, data), self.task.init(key, data)
+        return GradualState(jax.random.fold_in(key, _MIXED), now, before)
+
+    def next(self, state: GradualState, clock: jax.Array, data: Any) -> tuple[GradualState, Batch]:
+        start, length, earlier, lasted = self._tasks_at(clock)
+        now, batch = self.task.next(state.now, clock, data)
+        rows, step = len(batch.x), clock - start
+        if batch.class_mask is not None:
+            batch = batch._replace(class_mask=jnp.broadcast_to(batch.class_mask, (rows, *batch.class_mask.shape)))
+
+        def mixed() -> tuple[Any, Batch]:
+            before, old = self.task.next(state.before, earlier + step % lasted, data)
+            share = 1 - (step + 0.5) / ((1 - self.task.abruptness) * length)
+            of_old = jax.random.uniform(jax.random.fold_in(state.key, clock), (rows,)) < share
+
+            def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+                return jnp.where(of_old.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+            both = batch._replace(x=chosen(batch.x, old.x), y=chosen(batch.y, old.y))
+            if batch.class_mask is not None and old.class_mask is not None:
+                both = both._replace(class_mask=chosen(batch.class_mask, old.class_mask))
+            return before, both
+
+        # The first task has none before it. After it the copy goes through every step, as tasks may follow from those
+        # before them.
+        before, batch = jax.lax.cond(start > 0, mixed, lambda: (state.before, batch))
+        return GradualState(state.key, now, before), batch
+
+    def evaluations(self, state: GradualState, clock: jax.Array, data: Any) -> tuple[Evaluation, ...]:
+        return self.task.evaluations(state.now, clock, data)
+
+    def previews(self, state: GradualState, clock: jax.Array, data: Any) -> tuple[Evaluation, ...]:
+        return self.task.previews(state.now, clock, data)
+
+    def trials(self, state: GradualState, clock: jax.Array, data: Any) -> tuple[Trial, ...]:
+        return self.task.trials(state.now, clock, data)
+
+    def probe_batches(self, state: GradualState, clock: jax.Array, data: Any) -> dict[str, jax.Array]:
+        return self.task.probe_batches(state.now, clock, data)
+
+    def _tasks_at(self, clock: jax.Array) -> tuple[jax.Array, jax.Array | int, jax.Array, jax.Array | int]:
+        """First step and length of the task of step `clock`, and those of the task before it."""
+        starts, every = self.schedule.starts, self.schedule.change_every
+        if starts is None:
+            start = clock // every * every
+            return start, every, jnp.maximum(start - every, 0), every
+        at = jnp.asarray(starts, jnp.int32)
+        number = jnp.sum(clock >= at[1:-1], dtype=jnp.int32)
+        before = jnp.maximum(number - 1, 0)
+        return at[number], at[number + 1] - at[number], at[before], at[before + 1] - at[before]
+
+
+def gradual(task: Task) -> Task:
+    """The stream of a task with its `abruptness`: with 1 the task itself, below tasks that come slowly.
+
+    At step `s` of a task of `L` steps, each example of a batch is one of the task before with probability
+
+        max(0, 1 - (s + 1/2) / ((1 - abruptness) L))
+
+    drawn from the seed; so half of the examples of the first `(1 - abruptness) L` steps are. They are those that the
+    task before showed at its own step `s`, at the same place of the batch, with the classes that counted there; where
+    the task before was shorter, it begins again. A task begins, for methods that see boundaries, evaluations and
+    diagnostics, where its first example may come, and tasks themselves are the same for every abruptness.
+
+    Raises:
+        ValueError: `abruptness` is not between 0 and 1.
+    """
+    Task.__post_init__(task)
+    return task if task.abruptness == 1 else _Gradual(task)
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -212,7 +212,7 @@ class BraxEnvironment(Environment):
         An action that is not finite moves nothing, so that a lane that has diverged does not end an episode a step.
         """
         action = jnp.where(jnp.all(jnp.isfinite(action), axis=-1, keepdims=True), action, 0.0)
-        physics = jax.vmap(self._stepped)(state.physics, action, state.condition)
+        physics = jax.vmap(self.stepped)(state.physics, action, state.condition)
         sound = jnp.isfinite(physics.reward) & jnp.all(jnp.isfinite(physics.obs), axis=-1)
         reward = jnp.where(sound, physics.reward, 0.0)
         observation = jnp.where(sound[:, None], physics.obs, 0.0)
@@ -271,7 +271,8 @@ class BraxEnvironment(Environment):
 
         return jax.vmap(one)(places, episodes, condition)
 
-    def _stepped(self, physics: Any, action: jax.Array, value: jax.Array) -> Any:
+    def stepped(self, physics: Any, action: jax.Array, value: jax.Array) -> Any:
+        """Brax's state of one environment after an action, where what changes has that value."""
         return _strong(self._changed(value).step(physics, action))
 
     def _changed(self, value: jax.Array) -> Any:

@@ -73,6 +73,7 @@ class ContinualImageNet(Task):
     probe_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = ("train_per_class", "test_per_class", "batch", "evaluations_per_task", "probe_size")
         check_fields(self, ("epochs", *sizes), sizes, (), {"head": HEADS, "normalisation": NORMALISATIONS})
 

@@ -108,6 +108,7 @@ class IncrementalCIFAR100(Growing):
     probe_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         per_class = ("train_per_class", "test_per_class")
         optional = ("classes_per_increment", "increments", "batch", *per_class, "evaluation_size_in_task", "probe_size")
         switches = ("augment", "augment_test", "select", "probe_in_training", "cumulative")

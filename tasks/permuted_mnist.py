@@ -73,6 +73,7 @@ class PermutedMNIST(Task):
     probe_size: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         sizes = ("batch", "change_every", "evaluation_size", "probe_size")
         check_fields(self, sizes, sizes[1:], ("evaluate",))
 
@@ -201,13 +202,15 @@ class _Facts(NamedTuple):
     test_examples: int
     pixels: int
     classes: int
+    picture: tuple[int, int, int]  # height, width, channels
 
 
 @functools.cache
 def _facts(dataset: str, data_dir: str | None) -> _Facts:
     images = load_images(dataset, data_dir)
-    pixels = math.prod(images.train_x.shape[1:])
-    return _Facts(len(images.train_x), len(images.test_x), pixels, number_of_classes(dataset, images))
+    height, width, channels = (*images.train_x.shape[1:], 1)[:3]
+    pixels, classes = height * width * channels, number_of_classes(dataset, images)
+    return _Facts(len(images.train_x), len(images.test_x), pixels, classes, (height, width, channels))
 
 
 def _rows(array: jax.Array | np.ndarray, index: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Relabelled MNIST: the same images for ever, their labels permuted or drawn anew in every task."""
+"""Relabelled images: the same ones for ever, their labels permuted or drawn anew in every task."""
 
 import dataclasses
 from typing import Literal
@@ -32,6 +32,7 @@ class RelabelledMNIST(PermutedMNIST):
     Attributes:
         labels: `"permuted"` or `"random"`.
         examples: how many training images there are in all tasks, always the same ones; `None`: all.
+        pictures: inputs `[height, width, channels]`, for convolutional networks, in place of a row of pixels.
 
     Raises:
         ValueError: a field is none of what is allowed, or beyond the data.
@@ -39,10 +40,12 @@ class RelabelledMNIST(PermutedMNIST):
 
     labels: Literal["permuted", "random"] = "permuted"
     examples: int | None = None
+    pictures: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self, ("examples",), ("examples",), choices={"labels": ("permuted", "random")})
+        choices = {"labels": ("permuted", "random")}
+        check_fields(self, ("examples",), ("examples",), ("pictures",), choices)
 
     @property
     def spec(self) -> Spec:
@@ -50,7 +53,7 @@ class RelabelledMNIST(PermutedMNIST):
         chance = spec.failure["online_accuracy"]
         names = ["train_accuracy"] if self.labels == "random" else [n for n in spec.failure if "accuracy" in n]
         failure = dict.fromkeys(["online_accuracy", *names], chance) | {"loss": spec.failure["loss"]}
-        return spec._replace(failure=failure)
+        return spec._replace(input_shape=self._facts.picture if self.pictures else spec.input_shape, failure=failure)
 
     def load(self) -> PermutedMNISTData:
         """Flattened images and their labels; of the training images `examples`, chosen by a fixed shuffle."""
@@ -88,7 +91,9 @@ class RelabelledMNIST(PermutedMNIST):
         def called_in(metric, task_number):
             def batch(_):
                 names = self.relabelling(state.key, jnp.maximum(task_number, 0))
-                return _scaled(data.test_x), {metric: jnp.where(task_number >= 0, names[jnp.asarray(data.test_y)], -1)}
+                return self._inputs(data.test_x), {
+                    metric: jnp.where(task_number >= 0, names[jnp.asarray(data.test_y)], -1)
+                }
 
             return Evaluation(1, batch)
 
@@ -101,9 +106,9 @@ class RelabelledMNIST(PermutedMNIST):
     def probe_batches(
         self, state: PermutedMNISTState, clock: jax.Array, data: PermutedMNISTData
     ) -> dict[str, jax.Array]:
-        """The first `probe_size` inputs of the task of step `clock`, `[probe_size, pixels]`."""
+        """The first `probe_size` inputs of the task of step `clock`, as inputs are shaped."""
         index = self.order(state.key, clock // self.schedule.change_every)[: self.fitted.probe_size]
-        return {"": _scaled(jnp.asarray(data.train_x)[index])}
+        return {"": self._inputs(jnp.asarray(data.train_x)[index])}
 
     def _change(self, key: jax.Array, task_number: jax.Array | int) -> jax.Array:
         return self.relabelling(key, task_number)
@@ -112,7 +117,7 @@ class RelabelledMNIST(PermutedMNIST):
         self, data: PermutedMNISTData, index: jax.Array, permutation: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         names = index if self.labels == "random" else jnp.asarray(data.train_y)[index]
-        return _scaled(jnp.asarray(data.train_x)[index]), permutation[names]
+        return self._inputs(jnp.asarray(data.train_x)[index]), permutation[names]
 
     def _refitted(self, state: PermutedMNISTState, finished: jax.Array, data: PermutedMNISTData) -> Evaluation:
         """All training images in equal batches; the last is filled up with images that do not count."""
@@ -124,13 +129,20 @@ class RelabelledMNIST(PermutedMNIST):
             index = i * size + jnp.arange(size)
             there = jnp.minimum(index, number - 1)
             y = jnp.where(index < number, labels[there], -1)
-            return _scaled(jnp.asarray(data.train_x)[there]), {"train_accuracy": y}
+            return self._inputs(jnp.asarray(data.train_x)[there]), {"train_accuracy": y}
 
         return Evaluation(-(-number // size), batch)
+
+    def _inputs(self, x: jax.Array | np.ndarray) -> jax.Array:
+        """uint8 `[n, pixels]` to float32 in [0, 1], as inputs are shaped."""
+        scaled = jnp.asarray(x).astype(jnp.float32) / 255
+        return scaled.reshape(-1, *self._facts.picture) if self.pictures else scaled
 
     @property
     def _facts(self):
         facts = super()._facts
+        if facts.classes < 2:
+            raise ValueError(f"dataset: '{self.dataset}' holds 1 class, at least 2 are needed for other labels")
         if (self.examples or 0) > facts.examples:
             raise ValueError(f"examples: got {self.examples}, '{self.dataset}' allows 1 to {facts.examples}")
         number = self.examples or facts.examples
@@ -138,8 +150,3 @@ class RelabelledMNIST(PermutedMNIST):
             if (getattr(self, name) or 0) > number:
                 raise ValueError(f"{name}: got {getattr(self, name)}, {number} training images allow 1 to {number}")
         return facts._replace(examples=number)
-
-
-def _scaled(x: jax.Array | np.ndarray) -> jax.Array:
-    """uint8 `[n, pixels]` to float32 in [0, 1]."""
-    return jnp.asarray(x).astype(jnp.float32) / 255

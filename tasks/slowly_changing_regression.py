@@ -68,6 +68,7 @@ class SlowlyChangingRegression(Task):
     hidden = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variant not in ("redraw", "flip_one"):
             raise ValueError(f"slowly_changing_regression: variant='{self.variant}'; allowed: redraw, flip_one")
         if not isinstance(self.change_every, int) or self.change_every < 1:

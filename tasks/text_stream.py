@@ -114,6 +114,7 @@ class TextStream(Task):
     probe_size: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = ("context", "batch", "change_every", "trial_updates", "trial_every")
         sizes += ("evaluations_per_task", "evaluation_size", "probe_size")
         check_fields(self, sizes, ("change_every",), choices={"order": ("time", "seed"), "draw": ("period", "all")})

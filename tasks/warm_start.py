@@ -70,6 +70,7 @@ class WarmStart(Growing):
     probe_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         optional = ("classes", "batch", "train_per_class", "test_per_class", "evaluation_size_in_task", "probe_size")
         check_fields(self, ("epochs", *optional), optional, ("augment",))
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)

@@ -36,7 +36,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(plastic_jax.__path__,
 PAGES = [
     path for path in sorted(DOCS.rglob("*.md")) if "```python\n" in path.read_text() and path.stem != "architecture"
 ]
-WITHOUT_DATA = ("slowly_changing_regression", "ant", "slippery_ant")
+WITHOUT_DATA = ("slowly_changing_regression", "teacher", "ant_model", "ant", "slippery_ant")
 
 RUN = """
 import sys

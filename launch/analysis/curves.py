@@ -10,6 +10,8 @@ import numpy as np
 
 from launch.analysis.metrics import metric_style
 from launch.analysis.statistics import FEW, RESAMPLED_FROM
+from launch.config.experiment import task_ending
+from launch.config.identity import ADDED
 from launch.errors import InputError, unknown
 from launch.storage.run_folder import Run, number_texts, read_runs
 
@@ -17,6 +19,8 @@ from launch.storage.run_folder import Run, number_texts, read_runs
 _PLACES = ("folder", "workdir", "seeds", "methods", "label", "method", "data_dir", "log", "history", "log_size")
 # Mean the same whatever the method; every other setting is its method's own.
 _SHARED = ("task", "network", "preset", "steps", "bin", "optimizer", "step_size", "momentum", "b1", "b2")
+LATER = {f"task.{name}": value for name, value in ADDED["Task"].items()}
+"""Settings that every stream has, and that are written down only where they are not this."""
 
 
 def read(directories: Sequence[Path | str] | Path | str, command: str = "plot") -> list[Run]:
@@ -62,6 +66,16 @@ class Curve:
     def hyper(self) -> Mapping[str, float]:
         """The method's numbers."""
         return self.run.lanes[self.lanes[0]]["hyper"]
+
+    def number(self, name: str) -> float | None:
+        """The method's number of that name, or the task's setting; `None` where it has no such number."""
+        found = {**_numbers_of_task(self.run), **self.hyper}.get(name)
+        return None if found is None else float(found)
+
+    @property
+    def numbers(self) -> set[str]:
+        """The names for which there is a `number`."""
+        return {*_numbers_of_task(self.run), *self.hyper}
 
     @property
     def diverged(self) -> int:
@@ -121,9 +135,15 @@ def place(run: Run) -> str:
     return str(run.meta.get("folder", run.label))
 
 
+def _numbers_of_task(run: Run) -> dict[str, float]:
+    settings = {**LATER, **run.meta["settings"]}
+    found = {name.removeprefix("task."): value for name, value in settings.items() if name.startswith("task.")}
+    return {name: v for name, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
 def _attributes(curve: Curve) -> dict[str, Any]:
     """Every setting of a curve; of one that is written as a call, its arguments each by itself."""
-    settings = {"task": curve.run.meta["task"], **curve.run.meta["settings"]}
+    settings = {"task": curve.run.meta["task"], **LATER, **curve.run.meta["settings"]}
     settings |= curve.hyper if len(curve.lanes) else {}
     found = {}
     for key, value in settings.items():
@@ -164,12 +184,19 @@ def _settings(found: list[Curve]) -> list[tuple[str, str]]:
             key
             for key in own
             if str(own[key]) != label
+            and not _in_label(label, key, own[key])
             and (_varies(key, same) or (method is not None and _differs(key, others if _is_shared(key) else like)))
         ]
         words = {key: setting_text(key, own[key], [each.get(key) for each in attributes]) for key in names}
         texts.append(", ".join(words.values()))
         short.append(", ".join(text for key, text in words.items() if _varies(key, same)))
     return list(zip(_unique(found, labels, texts), _unique(found, labels, short), strict=True))
+
+
+def _in_label(label: str, key: str, value: Any) -> bool:
+    """Whether the label says it already, as those of a sweep over a setting of the task do."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and key.startswith("task.") and label.endswith(task_ending(key.removeprefix("task."), value))
 
 
 def _is_shared(key: str) -> bool:
@@ -300,6 +327,7 @@ def caption(runs: Mapping[str, Run] | Iterable[Run], drawn: Sequence[Curve] = ()
         key: value
         for key, value in first.items()
         if value is not None and all(key in each for each in attributes) and not _varies(key, attributes)
+        if LATER.get(key) != value
     }
     seeds = sorted({_seeds_text(run.seeds) for run in runs})
     steps = equal.pop("steps", None)

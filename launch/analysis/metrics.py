@@ -43,6 +43,10 @@ class MetricStyle(NamedTuple):
 
 METRICS: dict[str, MetricStyle] = {
     "squared_error": MetricStyle("squared error", "lower", least=0.0),
+    "error_one_step": MetricStyle("one-step error (share of the variance)", "lower", least=0.0),
+    "error_ten_steps": MetricStyle("ten-step error (share of the variance)", "lower", least=0.0),
+    "error_one_step_after_change": MetricStyle("one-step error just after a change", "lower", least=0.0),
+    "error_ten_steps_after_change": MetricStyle("ten-step error just after a change", "lower", least=0.0),
     "online_accuracy": MetricStyle("online accuracy (%)", "higher", 100.0),
     "test_accuracy": MetricStyle("test accuracy (%)", "higher", 100.0),
     "train_accuracy": MetricStyle("accuracy on the training images (%)", "higher", 100.0),

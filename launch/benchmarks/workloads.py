@@ -20,7 +20,7 @@ from launch.engine.build import hyper_arrays, job_program
 from launch.engine.lane_program import acting
 from launch.engine.loop import chunk_length, compiled_chunk, initial
 from launch.errors import InputError
-from tasks.base import Environment, Task
+from tasks.base import Environment, Task, gradual
 from tasks.classes import ClassFacts
 from tasks.continual_imagenet import ContinualImageNet
 from tasks.incremental_cifar100 import IncrementalCIFAR100
@@ -251,7 +251,7 @@ def workload(case: Case, plan: Plan, data: Any) -> Callable[[], Any]:
 def _shown(task: Task | Environment) -> tuple[Callable[..., Any], int]:
     """What a task does without a learner, and the steps that this is; in environments whoever acts acts at random."""
     if isinstance(task, Task):
-        return task.next, 1
+        return gradual(task).next, 1
     spec, worlds = task.spec, acting(task)
 
     def show(state: Any, clock: jax.Array, data: Any) -> tuple[Any, Any]:

@@ -51,32 +51,32 @@ class Source:
         return first | {f"from.{name}": value for name, value in self.meta["lanes"][0]["hyper"].items()}
 
 
-def find_source(text: str) -> Source:
-    """The source that `DIR/LABEL@STEP` names.
+def find_source(text: str, flag: str = FLAG) -> Source:
+    """The source that `DIR/LABEL@STEP` names, as the value of `flag`.
 
     Raises:
         InputError: it is not of that form, or there is no such run.
     """
     place, at, step = text.rpartition("@")
     if not at or not place or not step.isdecimal():
-        raise InputError(f"{FLAG}: '{text}' is not of the form DIR/LABEL@STEP")
-    folder = _label_folder(Path(place))
+        raise InputError(f"{flag}: '{text}' is not of the form DIR/LABEL@STEP")
+    folder = _label_folder(Path(place), flag)
     meta = read_meta(folder)
     hypers = {tuple(sorted(lane["hyper"].items())) for lane in meta["lanes"]}
     if len(hypers) > 1:
-        raise InputError(f"{FLAG}: {folder} holds {len(hypers)} settings a seed; branch from a run with one")
+        raise InputError(f"{flag}: {folder} holds {len(hypers)} settings a seed; branch from a run with one")
     return Source(folder, int(step), meta)
 
 
-def _label_folder(place: Path) -> Path:
+def _label_folder(place: Path, flag: str) -> Path:
     if not place.is_dir():
-        raise InputError(f"{FLAG}: {place}: no such run folder")
+        raise InputError(f"{flag}: {place}: no such run folder")
     labels = run_names(place)
     if not labels:
         return place
     if len(labels) > 1:
         raise InputError(
-            f"{FLAG}: {place} holds several runs; write {place}/LABEL@STEP with one of {', '.join(labels)}"
+            f"{flag}: {place} holds several runs; write {place}/LABEL@STEP with one of {', '.join(labels)}"
         )
     return place / labels[0]
 

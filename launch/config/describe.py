@@ -89,7 +89,12 @@ def _setting(name: str, setting: Hyperparameter | Option) -> list[str]:
 def _fields(head: str, code: str, settings: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The settings of a dataclass, what its docstring says of them, and those that presets make other."""
     fields = read_fields(code)
-    lines = [head, *textwrap.indent(inspect.cleandoc(fields.docstring), "  ").splitlines(), "", "  Defaults:"]
+    lines = [head, *textwrap.indent(inspect.cleandoc(fields.docstring), "  ").splitlines(), ""]
+    if fields.inherited:
+        told = [f"{name}: {fields.meanings[name]}." for name in fields.inherited]
+        wrap = {"width": 120, "initial_indent": " " * 6, "subsequent_indent": " " * 10}
+        lines += ["  Inherited:", *(line for text in told for line in textwrap.wrap(text, **wrap)), ""]
+    lines += ["  Defaults:"]
     defaults = {name: parse_value(text) for name, text in fields.defaults.items()}
     lines += [f"    {name}={value!r}" for name, value in {**defaults, **settings}.items()]
     for preset, values in presets.items():

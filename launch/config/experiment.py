@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.config.branch import Source, check_fits, find_source
-from launch.config.identity import text_of
+from launch.config.identity import fields_of, text_of
 from launch.config.methods import NETWORK_OPTIONS, NORMALISE_INPUTS, MethodSpec, find_method
 from launch.config.optimizers import OPTIMIZERS
 from launch.config.presets import ALIASES, CORRECTED
 from launch.config.registry import TaskSpec, find_learner, find_task
-from launch.config.syntax import Call, Entry, parse_call, parse_methods, parse_setting, parse_sweep_values, parse_value
+from launch.config.syntax import (
+    Call,
+    Entry,
+    parse_call,
+    parse_methods,
+    parse_setting,
+    parse_sweep_values,
+    parse_value,
+    with_endings,
+    with_settings,
+    without,
+)
 from launch.errors import InputError, unknown
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and is needed once there is something to run
@@ -23,6 +34,7 @@ if TYPE_CHECKING:  # JAX takes seconds to import, and is needed once there is so
     from tasks.base import Environment, Task
 
 MOST_LANES = 1_000_000
+TASK = "task"  # owner of settings in --sweep that are the task's
 OLD_NAMES = {"history": "log_size"}  # of settings, as commands and run folders from before have them
 SHORT_GRID = 5  # steps between evaluations, below which a run is told to be slow
 
@@ -39,7 +51,7 @@ class Experiment:
         tasks: length in tasks.
         preset: `"corrected"` (also called `"sound"`), `"published"` or another that the task has.
         set: `[METHOD.]NAME=VALUE` settings.
-        sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried.
+        sweep: `[METHOD.]NAME=v1,v2` numbers of which every value is tried; `task.NAME`, of the task, is for `by_task`.
         network: `name(setting=value,...)`; the task's own where empty.
         learner: `name(setting=value,...)`, for tasks that are acted on; the task's own where empty.
         bin: steps per bin of the metrics; the task's own where `None`.
@@ -153,7 +165,7 @@ class Plan:
 
     def settings(self, job: Job) -> dict[str, Any]:
         """What decides the numbers of a job beside its lanes, flat, as `run.json` keeps it."""
-        fields = [f.name for f in dataclasses.fields(self.task) if f.init and f.name != "data_dir"]  # pyright: ignore
+        fields = [name for name in fields_of(self.task) if name != "data_dir"]
         asked = {"task": self.experiment.task, "network": self.experiment.network, "method": job.called}
         calls = {name: parse_call("", text).name for name, text in asked.items()}
         return {
@@ -207,6 +219,37 @@ def resolve(experiment: Experiment) -> Plan:
     for job in jobs if source else ():
         check_fits(source, plan.settings(job), experiment.seeds, steps)
     return plan
+
+
+def by_task(experiment: Experiment) -> list[Experiment]:
+    """One experiment for every value that `task.NAME=v1,v2` in `sweep` gives a setting of the task; else it alone.
+
+    Their labels say which: `backprop_abruptness_0.5`.
+
+    Raises:
+        InputError: values that are no numbers.
+    """
+    found = [dataclasses.replace(experiment, sweep=())]
+    for text in experiment.sweep:
+        owner, name, values = parse_setting("--sweep", text)
+        if owner != TASK:
+            found = [dataclasses.replace(one, sweep=(*one.sweep, text)) for one in found]
+            continue
+        found = [
+            dataclasses.replace(
+                one,
+                task=with_settings(without(one.task, name), **{name: int(value) if value.is_integer() else value}),
+                methods=with_endings(one.methods, task_ending(name, value)),
+            )
+            for one in found
+            for value in parse_sweep_values("--sweep", values)
+        ]
+    return found
+
+
+def task_ending(name: str, value: float) -> str:
+    """What `by_task` makes labels longer by."""
+    return f"_{name}_{value:g}"
 
 
 def experiment_of(meta: Mapping[str, Any]) -> Experiment:
@@ -434,6 +477,8 @@ def _check_owners(experiment: Experiment, spec: TaskSpec, entries: list[Entry]) 
     for flag, texts in (("--set", experiment.set), ("--sweep", experiment.sweep)):
         for text in texts:
             owner, name, _ = _assignment(flag, text)
+            if owner == TASK and owner not in owned:
+                raise InputError(f"{flag}: {text}: settings of the task are swept by launch.sweep, and set by --task")
             if owner not in owned:
                 raise unknown(f"{flag}: method", owner, owned.keys() - {""})
             if name not in owned[owner]:

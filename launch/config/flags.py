@@ -99,7 +99,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool("dry_run", False, "say what would be run, and end", flag_values=values)
 
 
-TASK_SETTINGS = ("data_dir", "change_every", "change", "change_at", "dataset", "head", "epochs", "train_per_class")
+TASK_SETTINGS = (
+    "data_dir", "change_every", "change", "change_at", "abruptness", "dataset", "head", "epochs", "train_per_class",
+    "policy",
+)  # fmt: skip
 NETWORK_SETTINGS = ("width", "dtype")
 
 
@@ -108,12 +111,16 @@ def _define_setting_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("change_every", None, "steps per task; by default the task's own", flag_values=values)
     flags.DEFINE_string("change", None, "what changes in an environment; none, friction, ...", flag_values=values)
     flags.DEFINE_string("change_at", None, "episode_end or once: when a change is made", flag_values=values)
+    flags.DEFINE_float(
+        "abruptness", None, "1: tasks change at once; less: they are mixed over the rest of a task", flag_values=values
+    )
     flags.DEFINE_string("dataset", None, "name or folder of the pictures; see --list", flag_values=values)
     flags.DEFINE_string(
         "head", None, "what becomes of the output layer at a task change: reset, keep, multi", flag_values=values
     )
     flags.DEFINE_integer("epochs", None, "passes through a task's pictures", flag_values=values)
     flags.DEFINE_integer("train_per_class", None, "training pictures of a class", flag_values=values)
+    flags.DEFINE_string("policy", None, "DIR/LABEL@STEP: whose actions a model is learned from", flag_values=values)
     flags.DEFINE_integer("width", None, "channels of a convolutional network's first layer", flag_values=values)
     flags.DEFINE_string("dtype", None, "what convolutional networks compute in: float32, bfloat16", flag_values=values)
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.config.experiment import Experiment, resolve
+from launch.config.experiment import Experiment, by_task, resolve
 from launch.config.syntax import parse_methods, parse_seeds, parse_setting, parse_sweep_values, with_settings
 from launch.errors import InputError, nearest, unknown
 
@@ -31,6 +31,8 @@ SHOWN = 60  # characters of a wrong value
 
 def read_grid(path: Path | str, data_dir: str | None = None) -> list[Experiment]:
     """The checked experiments of a grid file: one per `[[grid]]` table in their order, one where there is none.
+
+    A part whose sweep has values of a setting of the task is as many as there are values (`by_task`).
 
     No two of them have a label in common, so that they can share a run folder. `data_dir` joins the task's settings.
 
@@ -47,7 +49,7 @@ def read_grid(path: Path | str, data_dir: str | None = None) -> list[Experiment]
     found: list[Experiment] = []
     for number, part in enumerate(parts, 1):
         with _naming(f"{path}: {PARTS} {number}: " if PARTS in table else f"{path}: "):
-            found.append(_experiment(_over(common, _fields(part, tuple(KEYS))), data_dir))
+            found += _experiments(_over(common, _fields(part, tuple(KEYS))), data_dir)
             _check_labels(found)
     return found
 
@@ -117,13 +119,14 @@ def _over(common: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in common.items() if name not in gone} | part
 
 
-def _experiment(fields: dict[str, Any], data_dir: str | None) -> Experiment:
+def _experiments(fields: dict[str, Any], data_dir: str | None) -> list[Experiment]:
     for name in ("task", "methods"):
         if name not in fields:
             raise InputError(f"{name}: missing")
-    experiment = Experiment(**fields | {"task": with_settings(fields["task"], data_dir=data_dir)})
-    resolve(experiment)
-    return experiment
+    found = by_task(Experiment(**fields | {"task": with_settings(fields["task"], data_dir=data_dir)}))
+    for experiment in found:
+        resolve(experiment)
+    return found
 
 
 def _check_labels(found: list[Experiment]) -> None:

@@ -10,8 +10,18 @@ ADDED = {
     "ActorCritic": {"norm": "none", "discrete": False, "memory": "none"},
     "ConvNet": {"activation": "relu", "norm": "none"},
     "ResNet": {"activation": "relu", "norm": "batch_norm"},
+    "Task": {"abruptness": 1.0},
+    "RelabelledMNIST": {"pictures": False},
 }
-"""Fields that came later, by class, with the values at which they are not written: so earlier runs keep their text."""
+"""Fields that came later, by class or a class that it is made from, with the values at which they are not written: so
+earlier runs keep their text."""
+
+
+def fields_of(value: Any) -> list[str]:
+    """The names of a dataclass's fields, without those that came later and are as before."""
+    added = {name: now for of in type(value).__mro__ for name, now in ADDED.get(of.__name__, {}).items()}
+    known = [field.name for field in dataclasses.fields(value) if field.init]
+    return [name for name in known if name not in added or getattr(value, name) != added[name]]
 
 
 def text_of(value: Any) -> str:
@@ -20,9 +30,7 @@ def text_of(value: Any) -> str:
         named = [f"{name}={text_of(each)}" for name, each in value.keywords.items()]
         return f"partial({', '.join([text_of(value.func), *map(text_of, value.args), *named])})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        added = ADDED.get(type(value).__name__, {})
-        known = [f.name for f in dataclasses.fields(value) if f.init and f.name not in ("parent", "name")]
-        fields = [name for name in known if name not in added or getattr(value, name) != added[name]]
+        fields = [name for name in fields_of(value) if name not in ("parent", "name")]
         return f"{type(value).__name__}({', '.join(f'{name}={text_of(getattr(value, name))}' for name in fields)})"
     if isinstance(value, tuple):
         return f"({', '.join(map(text_of, value))}{',' * (len(value) == 1)})"

@@ -47,10 +47,19 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A dataclass's docstring, and its fields with their defaults as the source has them."""
+    """A dataclass's docstring, its fields with their defaults as the source has them, and what they mean.
+
+    Attributes:
+        docstring: its own.
+        defaults: by name, those of the classes that it is made from among them.
+        meanings: likewise, what stands under `Attributes:`.
+        inherited: the names of the fields of which the docstring says nothing, but that of another class does.
+    """
 
     docstring: str
     defaults: Mapping[str, str]
+    meanings: Mapping[str, str]
+    inherited: tuple[str, ...]
 
 
 @functools.cache
@@ -87,14 +96,19 @@ def read_fields(code: str) -> Fields:
     module, node = _definition(code)
     assert isinstance(node, ast.ClassDef)
     defaults: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in node.bases:
         found = _find(module, base.id) if isinstance(base, ast.Name) else None
         if found is not None and isinstance(found[1], ast.ClassDef):
-            defaults |= read_fields(f"{found[0]}:{found[1].name}").defaults
+            inherited = read_fields(f"{found[0]}:{found[1].name}")
+            defaults, meanings = defaults | inherited.defaults, meanings | inherited.meanings
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value is not None:
             defaults[field.target.id] = ast.unparse(field.value)
-    return Fields(ast.get_docstring(node) or "", defaults)
+    docstring = ast.get_docstring(node) or ""
+    own = _entries(_sections(docstring).get("Attributes", ""))
+    others = tuple(name for name in defaults if name in meanings and name not in own)
+    return Fields(docstring, defaults, meanings | own, others)
 
 
 def summary_of(code: str) -> str:

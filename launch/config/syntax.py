@@ -88,9 +88,7 @@ def parse_methods(text: str) -> list[Entry]:
     """`backprop,fast=continual_backprop(replacement_rate=1e-3)`."""
     entries = []
     for part in split(text):
-        head, equals, rest = part.partition("=")
-        labelled = bool(equals) and "(" not in head
-        label, body = (head.strip(), rest) if labelled else ("", part)
+        label, body = _labelled(part)
         if "->" in body:
             raise InputError(f"--methods: '{part}': a run goes on with another method by --branch_from=DIR/LABEL@STEP")
         call = parse_call("--methods", body)
@@ -105,6 +103,18 @@ def parse_methods(text: str) -> list[Entry]:
         if labels.count(label) > 1:
             raise InputError(f"--methods: label '{label}' appears twice; write other=... before one of them")
     return entries
+
+
+def _labelled(part: str) -> tuple[str, str]:
+    """Label, empty where none is given, and call."""
+    head, equals, rest = part.partition("=")
+    return (head.strip(), rest) if equals and "(" not in head else ("", part)
+
+
+def with_endings(methods: str, ending: str) -> str:
+    """Methods as `parse_methods` reads them, their labels made longer by an ending."""
+    parts = zip(parse_methods(methods), split(methods), strict=True)
+    return ",".join(f"{entry.label}{ending}={_labelled(part)[1].strip()}" for entry, part in parts)
 
 
 def parse_seeds(text: str | int) -> tuple[int, ...]:

@@ -231,6 +231,9 @@ def _of_task(plan: Plan, job: Job) -> dict[str, Any]:
     begin if more than one bin is measured in each.
     """
     found: dict[str, Any] = {"note": plan.task.note} if plan.task.note else {}
+    abruptness = getattr(plan.task, "abruptness", 1)
+    if found and abruptness < 1:
+        found["note"] += f"; tasks mixed over the first {1 - abruptness:.0%} of each"
     schedule = plan.task.schedule
     if isinstance(plan.task, Environment):
         seeds = dict.fromkeys(lane.seed for lane in job.lanes)

@@ -14,7 +14,7 @@ from plastic_jax.lanes import any_lane
 from plastic_jax.learners.ppo import PPO, Environments
 from plastic_jax.learners.supervised import SupervisedLearner
 from plastic_jax.paths import leaf_key
-from tasks.base import Batch, Environment, Evaluation, Step, Task
+from tasks.base import Batch, Environment, Evaluation, Step, Task, gradual
 
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
@@ -74,6 +74,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     The lane's key gives one key for each purpose; those of the task and of the initial weights know neither the method
     nor its numbers, so that all methods of a seed see the same stream and start from the same weights.
     """
+    task = gradual(task)
     failure, schedule = task.spec.failure, task.schedule
 
     def init(key: jax.Array, hyper: Mapping[str, Any], data: Any) -> Carry:
@@ -100,7 +101,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
             }
             metrics |= _seen_inside(carry.diverged, seen)
         for one in task.previews(carry.task, clock, data):
-            sums = _measured(functools.partial(learner.evaluate, carry.learner), one)
+            sums = _measured(learner, carry.learner, one)
             metrics |= counted(carry.diverged, sums)
         for one in task.trials(carry.task, clock, data):
             sums = {one.metric: learner.trial(carry.learner, one.batch, one.updates)}
@@ -116,7 +117,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
     def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
         state, metrics = carry.learner, {}
         for one in task.evaluations(carry.task, clock, data):
-            sums = _measured(functools.partial(learner.evaluate, state), one)
+            sums = _measured(learner, state, one)
             if one.selects and learner.selects:
                 state = _selected(learner, state, next(iter(sums.values())), task.ends_task(clock))
             metrics |= counted(carry.diverged, sums)
@@ -192,16 +193,19 @@ def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
     )
 
 
-def _measured(evaluate: Callable[..., Any], evaluation: Evaluation) -> dict[str, tuple[jax.Array, jax.Array]]:
+def _measured(learner: SupervisedLearner, state: Any, evaluation: Evaluation) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Sums and numbers over all batches."""
 
     def measure(i: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        if evaluation.sums is not None:
+            return evaluation.sums(functools.partial(learner.outputs, state), i)
+        assert evaluation.batch is not None
         x, targets = evaluation.batch(i)
-        return evaluate(x, targets, evaluation.class_mask, evaluation.measure)
+        return learner.evaluate(state, x, targets, evaluation.class_mask, evaluation.measure)
 
     if isinstance(evaluation.batches, int) and evaluation.batches == 1:
         return measure(0)
-    names = jax.eval_shape(evaluation.batch, 0)[1]
+    names = jax.eval_shape(measure, 0)
     nothing = {name: (jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)) for name in names}
     return jax.lax.fori_loop(0, evaluation.batches, lambda i, sums: jax.tree.map(jnp.add, sums, measure(i)), nothing)
 
@@ -218,8 +222,10 @@ def _own_part(batch: Batch, axis_name: str | None) -> Batch:
         return batch
     rows = len(batch.x) // jax.lax.axis_size(axis_name)
     start = jax.lax.axis_index(axis_name) * rows
-    x, y = (jax.lax.dynamic_slice_in_dim(values, start, rows) for values in (batch.x, batch.y))
-    return batch._replace(x=x, y=y)
+    mask = batch.class_mask
+    by_example = {"x": batch.x, "y": batch.y} | ({"class_mask": mask} if mask is not None and mask.ndim > 1 else {})
+    own = {name: jax.lax.dynamic_slice_in_dim(values, start, rows) for name, values in by_example.items()}
+    return batch._replace(**own)
 
 
 def continued(program: Program, carry: Carry, earlier: Carry) -> Carry:

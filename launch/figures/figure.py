@@ -13,6 +13,7 @@ from launch.analysis.curves import Curve
 from launch.analysis.long_table import STARTS, late_mean
 from launch.analysis.metrics import MetricStyle, default_metric, metric_style
 from launch.analysis.statistics import FEW, interval
+from launch.config.experiment import task_ending
 from launch.errors import InputError, unknown
 from launch.figures.style import GREY, INK, PALE, STYLES, Line, label_colours, shades_of
 from launch.storage.run_folder import Run
@@ -218,31 +219,61 @@ def _step_axis(ax: "Axes", last: int) -> None:
     ax.set_xlim(left=0)
 
 
-def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str) -> None:
-    """Draw the mean over the last tenth of the run against the swept number `name`, with its interval over seeds.
+def draw_against(ax: "Axes", found: Sequence[Curve], metric: str, name: str, reference: str | None = None) -> None:
+    """Draw the mean over the last tenth of the run against a swept number, with its interval over seeds.
 
-    With fewer than `FEW` seeds the seeds are dots in place of the interval. Curves that differ in nothing else share a
-    line. InputError where no curve has the number.
+    The number is a method's, or a setting of the task. With fewer than `FEW` seeds the seeds are dots in place of the
+    interval. Curves that differ in nothing else share a line. With `reference`, a label, what is drawn is the
+    difference to it at the same number, paired by seed. InputError where no curve has the number, or none is of that
+    label.
     """
     style, points, methods = metric_style(metric), {}, {}
     for curve in found:
-        if metric in curve.run.metrics and name in curve.hyper:
-            named = f"{name.replace('_', ' ')} "
+        value = curve.number(name)
+        if metric in curve.run.metrics and value is not None:
+            named, own = f"{name.replace('_', ' ')} ", curve.run.label.removesuffix(task_ending(name, value))
             rest = [part for part in curve.setting.split(", ") if part and not part.startswith(named)]
-            label = ", ".join([curve.run.label.replace("_", " "), *rest])
-            methods.setdefault(label, (curve.run.label, curve.run.meta["method"]))
-            points.setdefault(label, []).append((curve.hyper[name], late_mean(curve, metric).to_numpy()))
+            label = ", ".join([own.replace("_", " "), *rest])
+            methods.setdefault(label, (own, curve.run.meta["method"]))
+            points.setdefault(label, []).append((value, late_mean(curve, metric)))
     if not points:
-        raise unknown("--against", name, {key for curve in found for key in curve.hyper})
+        raise unknown("--against", name, {key for curve in found for key in curve.numbers})
+    what = f"{style.label}, last tenth of the run"
+    if reference is not None:
+        points = _differences(points, methods, reference)
+        style, what = style._replace(scale=1.0, least=-np.inf), f"{what}, minus {reference.replace('_', ' ')}'s"
+        ax.axhline(0, color=GREY, linewidth=1.0, zorder=1)
     for own, (colour, _) in label_colours(methods.values()).items():
-        labels = [label for label, (name, _) in methods.items() if name == own]
+        labels = [label for label, (name, _) in methods.items() if name == own and label in points]
         for i, (label, shade) in enumerate(zip(labels, shades_of(colour, len(labels)), strict=True)):
             look = {"color": shade, "linestyle": STYLES[i % len(STYLES)], "label": label}
-            draw_points(ax, sorted(points[label], key=lambda point: point[0]), style, **look)
-    if min(x for each in points.values() for x, _ in each) > 0:
+            line = [(x, values.to_numpy()) for x, values in sorted(points[label], key=lambda point: point[0])]
+            draw_points(ax, line, style, **look)
+    if min(x for each in points.values() for x, _ in each) > 0 and any(name in curve.hyper for curve in found):
         ax.set_xscale("log")
     ax.set_xlabel(name.replace("_", " "), fontsize=10, color=INK)
-    ax.set_ylabel(f"{style.label}, last tenth of the run", fontsize=10, color=INK)
+    ax.set_ylabel(textwrap.fill(what, 40), fontsize=10, color=INK)
+
+
+def _differences(
+    points: dict[str, list[tuple[float, Any]]], methods: dict[str, tuple[str, str]], reference: str
+) -> dict[str, list[tuple[float, Any]]]:
+    """Every point minus that of the reference at the same place, of the seeds that both have."""
+    labels = [label for label, (own, _) in methods.items() if own == reference]
+    if not labels:
+        raise unknown("--reference", reference, {own for own, _ in methods.values()})
+    if len(labels) > 1:
+        raise InputError(f"--reference: {reference} has several settings ({'; '.join(labels)}), one is needed")
+    base = dict(points[labels[0]])
+    found = {
+        label: [(x, (values - base[x]).dropna()) for x, values in each if x in base]
+        for label, each in points.items()
+        if label != labels[0]
+    }
+    found = {label: [(x, values) for x, values in each if len(values)] for label, each in found.items()}
+    if not any(found.values()):
+        raise InputError(f"--reference: {reference} has no seed in common with any other method at the same value")
+    return {label: each for label, each in found.items() if each}
 
 
 def draw_points(ax: "Axes", points: Sequence[tuple[float, np.ndarray]], style: MetricStyle, **look: Any) -> None:

@@ -162,8 +162,8 @@ class SupervisedLearner:
     ) -> tuple[SupervisedState, dict[str, jax.Array]]:
         """One update; the metrics are those of the predictions before it.
 
-        `batch` has `x`, `y`, `boundary`, `reset_head`, `class_mask` and `step_scale`; `clock` is the unbatched int32
-        step number.
+        `batch` has `x`, `y`, `boundary`, `reset_head`, `class_mask` (`None`, `[outputs]`, or a row for every example)
+        and `step_scale`; `clock` is the unbatched int32 step number.
         Metrics are means over the batch: `squared_error`, or `loss` (nats) and `online_accuracy`. Under a mapped axis
         they are means over the whole batch; all but `x` and `y` is the same on every device.
         """
@@ -215,11 +215,7 @@ class SupervisedLearner:
             class_mask: `[outputs]` bool, the classes to choose from; `None` for all.
             measure: with cross entropy, correct answers or `-log2 softmax(y)[label]`.
         """
-        x = normalised(state.inputs, x)
-        if self._has_modes(state):
-            output = self.transform(_evaluated(self.network))(state.params, state.variables, x)
-        else:
-            output, _, _ = self._forward(state.params, {}, x)
+        output = self.outputs(state, x)
         if self.loss == "squared_error":
             return {n: (jnp.sum(jnp.square(output - y)), jnp.asarray(y.size, jnp.float32)) for n, y in targets.items()}
         if measure == "bits":
@@ -259,6 +255,13 @@ class SupervisedLearner:
         start = (state.params, tx.init(state.params), jnp.zeros([], jnp.float32))
         total = jax.lax.fori_loop(0, updates, update, start)[2]
         return total, jnp.asarray(updates, jnp.float32)
+
+    def outputs(self, state: SupervisedState, x: jax.Array) -> jax.Array:
+        """What the network says of inputs `[n, *input_shape]` in evaluation, `[n, outputs]`."""
+        x = normalised(state.inputs, x)
+        if self._has_modes(state):
+            return self.transform(_evaluated(self.network))(state.params, state.variables, x)
+        return self._forward(state.params, {}, x)[0]
 
     def keep_best(self, state: SupervisedState, score: jax.Array, ends_task: jax.Array) -> SupervisedState:
         """Remember the network if its `score` is higher than any in this task; at the task's end, go back to the best.

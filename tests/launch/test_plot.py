@@ -317,6 +317,36 @@ def test_lines_against_a_number_look_different(tmp_path):
     assert len({(str(line.get_color()), line.get_linestyle()) for line in named}) == 3
 
 
+def test_a_setting_of_the_task_is_an_axis_and_differences_are_to_a_label_by_seed(tmp_path):
+    for value in (0.0, 0.5, 1.0):
+        settings = {} if value == 1 else {"task.abruptness": value}  # written only where it is not 1
+        for label, about in (("fresh_network", {}), ("l2", {}), ("mine", {"seeds": (0, 2, 3)})):
+            seeds = np.array(about.get("seeds", (0, 1, 2)), float)
+            own = 0.0 if label == "fresh_network" else value + 1
+            name = f"{label}_abruptness_{value:g}"
+            values = (10 * seeds**2 + own)[:, None] + np.zeros(4)
+            write(tmp_path, name, values, settings=settings, **({"method": label} | about))
+    found = curves(read_runs(tmp_path))
+    _, axes = figure.new_figure(2)
+    for ax, reference in zip(axes, (None, "fresh_network"), strict=True):
+        figure.draw_against(ax, found, "squared_error", "abruptness", reference)
+    plain, differences = (
+        {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")} for ax in axes
+    )
+    assert set(plain) == {"fresh network", "l2", "mine"} and set(differences) == {"l2", "mine"}
+    assert plain["l2"].get_xdata().tolist() == [0, 0.5, 1]
+    for line in differences.values():  # of seeds 0 and 2 alone where these are all that both have
+        np.testing.assert_allclose(line.get_ydata(), [1, 1.5, 2])
+    assert axes[1].get_ylabel().replace("\n", " ") == "squared error, last tenth of the run, minus fresh network's"
+    for wrong in (("abruptnes", None), ("abruptness", "fresh")):
+        with pytest.raises(InputError, match="did you mean"):
+            figure.draw_against(axes[0], found, "squared_error", *wrong)
+    with pytest.raises(InputError, match="--reference: needs --against"):
+        plot([tmp_path], reference="l2")
+    assert plot([tmp_path], against="abruptness", reference="fresh_network", out=tmp_path / "over.png").exists()
+    assert "abruptness" not in caption([run for run in read_runs(tmp_path).values() if run.label.endswith("_1")])
+
+
 def test_settings_within_a_network_are_named_by_what_differs(tmp_path):
     for activation in ("relu", "tanh"):
         network = f"MLP(widths=(5, 5), outputs=1, activation='{activation}')"

@@ -319,3 +319,39 @@ def test_the_grid_of_the_page_is_one(tmp_path):
     (experiment,) = read_grid(tmp_path / "tuning.toml")
     assert [len(job.lanes) // 20 for job in resolve(experiment).jobs] == [5, 15, 15]
     assert len(COMMANDS) == 9
+
+
+def test_a_setting_of_the_task_is_swept_and_drawn_over(tmp_path, capsys):
+    asked = (f"--task={tiny.TASK}", f"--network={tiny.NETWORK}", "--methods=backprop,slow=backprop(step_size=0.001)")
+    size = ("--seeds=2", "--steps=60", "--bin=20", "--chunk=5", f"--workdir={tmp_path / 'runs'}")
+    assert sweep(*asked, *size, "--sweep=task.abruptness=0.5,1") == 0
+    runs = read_runs(tmp_path / "runs")
+    assert set(runs) == {f"{label}_abruptness_{value}" for value in ("0.5", "1") for label in ("backprop", "slow")}
+    assert runs["slow_abruptness_0.5"].meta["settings"]["task.abruptness"] == 0.5
+    assert "task.abruptness" not in runs["slow_abruptness_1"].meta["settings"]
+    assert not any(run.meta["tuning"] for run in runs.values())
+    one, two = (runs[f"backprop_abruptness_{value}"].metrics["squared_error"] for value in ("0.5", "1"))
+    np.testing.assert_array_equal(one[:, 0], two[:, 0])  # nothing is mixed into the first task
+    assert (one[:, 1:] != two[:, 1:]).all()
+    assert (tmp_path / "runs" / "against_abruptness.png").is_file()
+    printed = capsys.readouterr().out
+    assert "against_abruptness.png" in printed and "| slow abruptness 0.5, step size 0.001 |" in printed
+    assert sweep(f"--workdir={tmp_path / 'runs'}", "--status") == 0  # the folder says what is swept
+
+
+def test_settings_of_the_task_that_cannot_be_swept_are_one_line(tmp_path):
+    asked = (f"--task={tiny.TASK}", f"--network={tiny.NETWORK}", "--methods=backprop", f"--workdir={tmp_path / 'runs'}")
+    for swept, told in (
+        ("task.abruptness=0.5,2", "abruptness: got 2, allowed are numbers from 0 to 1"),
+        ("task.abruptnes=0.5", "setting of .* 'abruptnes'.*did you mean"),
+        ("task.abruptness=a,b", "'a,b' is not v1,v2"),
+        ("task.abruptness=0.5,0.5", "names a value twice"),
+    ):
+        with pytest.raises(InputError, match=told):
+            sweep(*asked, f"--sweep={swept}")
+    assert not (tmp_path / "runs").exists()
+    text = HEAD + 'methods = ["backprop", "l2"]\nseeds = "2"\nsteps = 60\n[sweep]\n"task.abruptness" = [0, 0.5, 1]\n'
+    (tmp_path / "grid.toml").write_text(text)
+    found = read_grid(tmp_path / "grid.toml")
+    assert [one.task for one in found] == [f"{tiny.TASK}(abruptness={value})" for value in (0, 0.5, 1)]
+    assert found[1].methods == "backprop_abruptness_0.5=backprop,l2_abruptness_0.5=l2"

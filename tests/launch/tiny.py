@@ -30,18 +30,22 @@ TASK, NETWORK = "tests.launch.tiny:Drift", "tests.launch.tiny:Line"
 SMALL = {
     "slowly_changing_regression": "change_every=20",
     "permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20",
-    "label_permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20",
+    "label_permuted_mnist": "probe_size=5,evaluation_size=8,change_every=20,abruptness=0.5",
+    "teacher": "change_every=20,batch=4,inputs=3,widths=(5,),probe_size=5",
     "continual_imagenet": "batch=8,epochs=4,evaluations_per_task=2,probe_size=5",
     "incremental_cifar100": "batch=18,classes_per_increment=1,increments=8,epochs=3,probe_size=5",
     "warm_start": "batch=20,epochs=8,probe_size=5",
     "text_stream": "period=70,context=5,batch=2,change_every=6,evaluation_size=3,probe_size=2",
+    "ant_model": "environment=fast,change=none,environments=2,episode_length=7,change_every=8,windows=2",
     "ant": "environment=fast,environments=2,episode_length=7,change_every=7",
 }
 """Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
 PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
 
+MADE = ("teacher", "ant_model")
+"""Streams that differ from `LEAD` in what they show, and in nothing that a learner or a checkpoint sees."""
 LEAD = ("slowly_changing_regression", "permuted_mnist")
-WITHOUT_DATA = ("slowly_changing_regression", "ant")
+WITHOUT_DATA = ("slowly_changing_regression", "teacher", "ant_model", "ant")
 TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network", "online_normalization")
 METHOD_NAMES = [name for name, spec in METHODS.items() if name == "layer_norm" or not spec.network_options]
 """All methods but those that are L2 on a network with other options, of which one stands for all."""
@@ -49,10 +53,11 @@ PAIRS = [(task, method) for task in LEAD for method in METHOD_NAMES]
 PAIRS += [
     (task, method)
     for task in SMALL
-    if task not in (*LEAD, "ant")
+    if task not in (*LEAD, *MADE, "ant")
     for method in TRAINED_OTHERWISE
     if (task, method) != ("text_stream", "online_normalization")  # tokens have no moments
 ]
+PAIRS += [(task, method) for task in MADE for method in ("continual_backprop", "fresh_network")]
 PAIRS += [("ant", method) for method in ("backprop", "l2", "continual_backprop", "redo")]
 """Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
 that make the learner do something else."""
@@ -60,10 +65,11 @@ IN_SHORT = (*TRAINED_OTHERWISE, "redo", "shrink_and_perturb")
 QUICK = [
     (task, method)
     for task, method in PAIRS
-    if (task == LEAD[0] and method in IN_SHORT) or method == "continual_backprop"
+    if (task == LEAD[0] and method in IN_SHORT) or (method == "continual_backprop" and task not in MADE)
 ]
-"""Those of `make test`: every task with continual backprop, and on one task the methods that replace, draw or make the
-learner do something else. What the others keep is the business of the contract suite, and `make test-slow` has all."""
+"""Those of `make test`: the other tasks with continual backprop, and on one task the methods that replace, draw or make
+the learner do something else. What the others keep is the business of the contract suite, and `make test-slow` has
+all."""
 
 
 def small(task, folder):

@@ -121,6 +121,32 @@ def test_random_labels_are_evaluated_on_every_training_image_once(make, monkeypa
     np.testing.assert_array_equal(y[y >= 0], task.relabelling(key, 2))
 
 
+@pytest.mark.parametrize("labels", ["permuted", "random"])
+def test_pictures_are_the_same_pixels_as_convolutional_networks_take_them(make, labels):
+    flat, pictures = make(labels), make(labels, pictures=True)
+    assert pictures.spec.input_shape == (3, 4, 1)
+    data, key = flat.load(), jax.random.key(7)
+    state, clock = flat.init(key, data), jnp.int32(EXAMPLES)
+    both = [
+        [
+            t.probe_batches(state, clock, data)[""],
+            t.evaluations(state, clock, data)[0].batch(0)[0],
+            t._inputs(data.train_x[:4]),
+        ]
+        for t in (flat, pictures)
+    ]
+    for one, two in zip(*both, strict=True):
+        np.testing.assert_array_equal(np.reshape(one, (-1, 3, 4, 1)), two)
+
+
+def test_labels_of_one_class_cannot_be_others(folder):
+    x = np.zeros((4, 3, 4), np.uint8)
+    labels = np.zeros(4, int)
+    np.savez(folder / "one.npz", train_images=x, train_labels=labels, test_images=x, test_labels=labels)
+    with pytest.raises(ValueError, match="dataset: 'one' holds 1 class, at least 2 are needed"):
+        RelabelledMNIST(dataset="one", data_dir=str(folder)).spec  # noqa: B018
+
+
 def test_probe_is_what_the_upcoming_task_begins_with(make):
     task, key = make("random", examples=20), jax.random.key(8)
     data, state, _ = stream(task, key, 20)

@@ -63,7 +63,9 @@ def test_explain_shows_where_the_published_value_is_another():
     assert (
         lines[2]
         .strip()
-        .startswith("--preset=corrected|short|published_wide|accelerator: 1000 (incremental_cifar100, warm_start)")
+        .startswith(
+            "--preset=corrected|short|published_wide|accelerator: 1000 (incremental_cifar100, warm_start, ant_model)"
+        )
     )
     assert lines[2].endswith("elsewhere 100")
 
