@@ -76,7 +76,7 @@ def _curves(runs: Sequence[Run], options: Options) -> Part:
     beside = () if options.metric else BESIDE.get(metrics[0], ())
     if beside:  # measured once a task, and not all at once
         runs = [coarser(run, edges_every(run, "1tasks")) for run in runs]
-        metrics += [name for name in beside if all(_measured_late(run, name, window) for run in runs)]
+        metrics += [name for name in beside if all(_measured(run, name, 1.0) for run in runs)]
     told = curves(runs)
     labels = list(dict.fromkeys(run.label for run in runs))
     chosen = options.reference or next((label for label in PLAIN if label in labels), labels[0])
@@ -84,14 +84,16 @@ def _curves(runs: Sequence[Run], options: Options) -> Part:
     tables = [mean_table(told, metrics, window)]
     if pairs:
         about = f"Mean over the last {percent(window)} of the run"
-        tables.append(difference_table(compare_pairs(pairs, metrics, window), about))
+        late = [name for name in metrics if not beside or all(_measured(run, name, window) for run in runs)]
+        tables.append(difference_table(compare_pairs(pairs, late, window), about))
     # Where a part says more of the stream, the verdict is its own.
     own = not beside and any(PARTS[name][0](runs) for name in ("tasks", "increments", "returns"))
     verdicts = [] if own else verdict_lines(late_verdicts(told, metrics[0]))
     return Part(tables, verdicts, lambda: _draw_curves(runs, metrics))
 
 
-def _measured_late(run: Run, metric: str, window: float) -> bool:
+def _measured(run: Run, metric: str, window: float) -> bool:
+    """Whether a metric was measured in the last `window` of the run."""
     held = run.metrics.get(metric)
     return held is not None and bool(np.isfinite(held[:, late_bins(len(run.step), window)]).any())
 

@@ -108,7 +108,7 @@ class TextStream(Task):
     change_every: int | None = None
     held_out: str = ""
     trial_updates: int = 100
-    trial_every: int = 1
+    trial_every: int = 5
     evaluations_per_task: int = 1
     evaluation_size: int = 64
     probe_size: int = 16

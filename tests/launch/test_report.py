@@ -66,6 +66,7 @@ def test_a_text_stream_is_told_by_period_before_and_after_learning_it(tmp_path):
         test_tasks.write(tmp_path, label, bits, metric="bits_per_byte")
         with np.load(tmp_path / label / "metrics.npz") as arrays:
             held = dict(arrays) | {"bits_per_byte_before": at(0, bits + 1), "bits_per_byte_held_out": at(1, bits + 2)}
+        held["bits_per_byte_five_periods_ago"] = np.where(np.arange(32) < 28, held["bits_per_byte"], np.nan)
         held["bits_per_byte_twenty_periods_ago"] = np.full_like(held["bits_per_byte"], np.nan)
         np.savez(tmp_path / label / "metrics.npz", **held)
     assert there(tmp_path) == ["curves", "tasks"]
@@ -73,7 +74,8 @@ def test_a_text_stream_is_told_by_period_before_and_after_learning_it(tmp_path):
     found = part("curves", runs)
     text = "".join(map(str, found.tables[0].rows))
     assert "before learning it" in text and "after learning it" in text and "held-out" in text and "twenty" not in text
-    assert len(found.draw().axes) == 3
+    assert "five periods ago" in text and "five periods ago" not in "".join(map(str, found.tables[1].rows))
+    assert len(found.draw().axes) == 4
     verdicts, _ = report(tmp_path)
     assert [line.partition(", bits")[2].partition(" over")[0] for line in verdicts[:1]] == [
         " per byte before learning it"
