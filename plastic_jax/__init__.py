@@ -42,7 +42,7 @@ from plastic_jax.networks import MLP, BatchNorm, ConvNet, ResNet
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
 from plastic_jax.optimizers.autostep import AutostepState, autostep
-from plastic_jax.optimizers.curvature import local_curvature
+from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
 from plastic_jax.optimizers.hypergradient import HypergradientState, hypergradient
 from plastic_jax.optimizers.idbd import IDBDState, idbd, k1
 from plastic_jax.optimizers.intentional import IntentionalState, intentional
@@ -50,6 +50,7 @@ from plastic_jax.optimizers.metaoptimize import MetaOptimizeState, metaoptimize
 from plastic_jax.optimizers.muon import muon
 from plastic_jax.optimizers.obgd import ObGDState, obgd
 from plastic_jax.optimizers.parameter_free import dog, mechanic, prodigy
+from plastic_jax.optimizers.smd import SMDState, smd
 from plastic_jax.optimizers.step_sizes import of_new_weights, read_step_sizes
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
@@ -91,6 +92,7 @@ __all__ = [
     "RegramaState",
     "ReplacementWarning",
     "ResNet",
+    "SMDState",
     "SNRState",
     "SWRState",
     "ShrinkAndPerturbState",
@@ -119,6 +121,7 @@ __all__ = [
     "feature_upgd",
     "fire",
     "fire_at_boundary",
+    "gauss_newton",
     "hare_and_tortoise",
     "hypergradient",
     "idbd",
@@ -146,6 +149,7 @@ __all__ = [
     "reset_optimizer_at_boundary",
     "shrink_and_perturb",
     "shrink_and_perturb_at_boundary",
+    "smd",
     "snr",
     "sparse",
     "spectral",

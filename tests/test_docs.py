@@ -168,6 +168,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("metaoptimize", plastic_jax.hypergradient),
         ("obgd", plastic_jax.obgd),
         ("obgd", plastic_jax.intentional),
+        ("smd", plastic_jax.smd),
         ("boundary_resets", plastic_jax.reset_head_at_boundary),
     ],
 )

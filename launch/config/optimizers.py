@@ -23,6 +23,7 @@ class OptimizerSpec:
         defaults: settings whose default is another with it than that of `OPTIMIZER`, or of the factory.
         fixed: arguments of the factory that are no settings here.
         streams: whether it is for streams of examples alone, whose losses are never negative.
+        by_weight: whether it learns a step size for every weight, so that those of new weights are a question.
     """
 
     name: str
@@ -31,6 +32,7 @@ class OptimizerSpec:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     streams: bool = False
+    by_weight: bool = False
 
     @property
     def signature(self) -> Signature | None:
@@ -41,6 +43,7 @@ class OptimizerSpec:
     def settings(self) -> dict[str, Hyperparameter | Option]:
         """Its settings beside those of `OPTIMIZER` by name."""
         own = {} if self.signature is None else self.signature.settings
+        own = {**own, **read_signature(_OF_NEW_WEIGHTS).settings} if self.by_weight else own
         given = {*OPTIMIZER, *self.fixed}
         return {name: self._here(name, setting) for name, setting in own.items() if name not in given}
 
@@ -65,7 +68,13 @@ class OptimizerSpec:
             return optax.sgd(values["step_size"], *([values["momentum"]] if self.name == "momentum" else []))
         values = {**values, **self.fixed}
         arguments = {name: values[name] for name in self.signature.parameters if name in values}
-        return imported("--optimizer", self.factory)(**arguments)
+        made = imported("--optimizer", self.factory)(**arguments)
+        if not self.by_weight:
+            return made
+        return imported("--optimizer", _OF_NEW_WEIGHTS)(made, values["new_step_size"], values["raised_by"])
+
+
+_OF_NEW_WEIGHTS = "plastic_jax.optimizers.step_sizes:of_new_weights"
 
 
 def _optimizer(name: str, module: str = "", **fields: Any) -> OptimizerSpec:
@@ -85,6 +94,10 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         _optimizer("obgd", fixed={"eps": 1e-8}, defaults={"step_size": 1.0}, streams=True),
         _optimizer("intentional", fixed={"eps": 1e-8}, defaults={"step_size": 0.5}, streams=True),
         *(_optimizer(name, "parameter_free", defaults={"step_size": 1.0}) for name in ("prodigy", "dog", "mechanic")),
+        _optimizer("idbd", by_weight=True),
+        OptimizerSpec("k1", "plastic_jax.optimizers.idbd:k1", by_weight=True),
+        _optimizer("autostep", by_weight=True),
+        _optimizer("smd", by_weight=True),
     )
 }
 

@@ -22,6 +22,7 @@ from launch.storage.leaves import digest_of
 from plastic_jax.learners.ppo import PPO, initial_memory, ppo_units
 from plastic_jax.learners.supervised import SupervisedLearner, network_units
 from plastic_jax.networks.convolutions import as_products
+from plastic_jax.optimizers.curvature import local_curvature
 from plastic_jax.units import UnitGraph, jaxprs
 from tasks.base import Environment, Task
 
@@ -55,6 +56,7 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
     if axis_name is not None:
         _check_shared_batches(plan, job)
     network = job.network.clone(axis_name=axis_name) if hasattr(job.network, "axis_name") else job.network
+    _check_curvature(plan, job, network, axis_name)
     units = _network_units(plan, job, network, axis_name)
     learner = SupervisedLearner(
         network=network,
@@ -75,6 +77,8 @@ def _supervised(plan: Plan, job: Job, axis_name: str | None) -> Program:
         axis_name=axis_name,
         feature_gradients=job.method.needs_feature_gradients,
         input_type=task.spec.input_type,
+        curvature="curvature" in job.method.needs,
+        hvp="hvp" in job.method.needs,
     )
     return supervised_program(task, learner, plan.bin)
 
@@ -87,6 +91,7 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
             f"--task: {plan.spec.name} has observations {task.spec.input_shape}; PPO takes those of one axis"
         )
     _parameters(plan, job)
+    _check_curvature(plan, job, job.network, None)
     units = _network_units(plan, job, job.network, None)
     transformation = _transformation(plan, job, job.network, units, None)
     settings = plan.learner
@@ -102,6 +107,8 @@ def _acting(plan: Plan, job: Job, axis_name: str | None) -> Program:
             restart=job.method.restart,
             restart_all=job.static.get("restart_all", True),
             feature_gradients=job.method.needs_feature_gradients,
+            curvature="curvature" in job.method.needs,
+            hvp="hvp" in job.method.needs,
         )
     except ValueError as error:
         raise InputError(f"--learner: {error}") from None
@@ -134,6 +141,25 @@ def _check_shared_batches(plan: Plan, job: Job) -> None:
             f"--parallel=batch: {type(job.network).__name__} normalises by batch and has no field axis_name, so that "
             "every device would normalise by its own part"
         )
+
+
+def _check_curvature(plan: Plan, job: Job, network: nn.Module, axis_name: str | None) -> None:
+    """What the optimizer is told of the loss's curvature can be had."""
+    if axis_name is not None and job.method.needs & {"curvature", "hvp"}:
+        raise InputError(f"--parallel=batch: optimizer={job.method.optimizer} needs the whole batch on one device")
+    if "curvature" not in job.method.needs:
+        return
+
+    def curvature(key: Any, x: Any) -> Any:
+        variables = network.init(key, x)
+        return local_curvature(
+            lambda params, x: network.apply({**variables, "params": params}, x), variables["params"], x
+        )
+
+    try:
+        jax.eval_shape(curvature, _key(), _one_input(plan))
+    except NotImplementedError as error:
+        raise InputError(f"--network: optimizer={job.method.optimizer} reads its program; {error}") from None
 
 
 def _head(task: Task, plan: Plan, job: Job) -> str | None:

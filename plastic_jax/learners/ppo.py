@@ -13,7 +13,7 @@ import optax
 from plastic_jax.diagnostics import metrics
 from plastic_jax.learners.moments import Moments, deviation, no_moments, normalised, taken_in
 from plastic_jax.learners.policies import CATEGORICAL, GAUSSIAN, Policy
-from plastic_jax.learners.supervised import gradients
+from plastic_jax.learners.supervised import curvatures, gradients
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.reset import number_replaced
 from plastic_jax.replacement.statistics import feature_matrix
@@ -224,6 +224,9 @@ class PPO:
         restart: begin every task with a new network (the fresh-network control).
         restart_all: whether a restart also begins the optimizer's state and the running moments.
         feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
+        curvature: give the optimizer the curvature of every weight by local targets of scale 1 (`idbd`).
+        hvp: give the optimizer the product of the loss's curvature with any direction, as that of `gauss_newton`
+            (`smd`); the loss is not convex in the outputs, so that it may be negative.
 
     Raises:
         ValueError: `rollout` is not a multiple of the number of environments; the environments do not divide into the
@@ -238,6 +241,8 @@ class PPO:
     restart: bool = False
     restart_all: bool = True
     feature_gradients: bool = False
+    curvature: bool = False
+    hvp: bool = False
 
     def __post_init__(self) -> None:
         if self.feature_gradients and self.units is None:
@@ -410,11 +415,20 @@ class PPO:
         if self.feature_gradients and self.units is not None:
             zeros = self.units.perturbations(state.params, *batch.inputs)
         (loss, (seen, features)), grads, more = gradients(objective, state.params, zeros)
+        scale: Any = 1.0
         if self.settings.max_gradient_norm is not None:
             norm = optax.tree.norm(grads)
             scale = jnp.minimum(1.0, self.settings.max_gradient_norm / jnp.maximum(norm, 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
         given = {"features": features, "boundary": boundary, "loss": loss, "clock": clock, **more}
+        given |= curvatures(
+            self,
+            lambda params: self._forward(params, batch.inputs)[0],
+            lambda output: scale * self.loss(output, batch, hyper)[0],
+            state.params,
+            batch.observation,
+            scale,
+        )
         updates, optimizer = transformation.update(grads, state.optimizer, state.params, **given)
         return state._replace(params=optax.apply_updates(state.params, updates), optimizer=optimizer), seen
 

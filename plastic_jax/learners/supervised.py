@@ -14,6 +14,7 @@ import optax
 from plastic_jax.axes import mean_over, with_axis
 from plastic_jax.diagnostics import metrics
 from plastic_jax.learners.moments import Moments, no_moments, normalised, taken_in
+from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
 from plastic_jax.replacement.reset import just_replaced
 from plastic_jax.replacement.statistics import feature_matrix
 from plastic_jax.units.graph import UnitGraph
@@ -113,10 +114,12 @@ class SupervisedLearner:
         axis_name: name of the mapped axis over which `step` averages; `None`: a single device.
         feature_gradients: give the method the gradients in the features too, from the same backward pass (`regrama`).
         input_type: type of the inputs; integers are tokens, which have no moments to be normalised by.
+        curvature: give the optimizer the curvature of every weight by local targets (`idbd`).
+        hvp: give the optimizer the product of the loss's Gauss-Newton matrix with any direction (`smd`).
 
     Raises:
         ValueError: the network has a field `axis_name` of another value; gradients in features without `units`; tokens
-            are to be normalised.
+            are to be normalised; `curvature` or `hvp` with an `axis_name`, over which they are not averaged.
     """
 
     network: nn.Module
@@ -137,8 +140,12 @@ class SupervisedLearner:
     axis_name: str | None = None
     feature_gradients: bool = False
     input_type: Any = jnp.float32
+    curvature: bool = False
+    hvp: bool = False
 
     def __post_init__(self) -> None:
+        if self.axis_name is not None and (self.curvature or self.hvp):
+            raise ValueError("SupervisedLearner: curvature and hvp need the whole batch on one device, axis_name=None")
         if self.feature_gradients and (self.units is None or self.dropout):
             raise ValueError("SupervisedLearner: feature_gradients needs units, those of network_units, and no dropout")
         if self.normalise_inputs and not jnp.issubdtype(self.input_type, jnp.floating):
@@ -188,6 +195,14 @@ class SupervisedLearner:
         (loss, (output, variables, features)), grads, more = gradients(objective, state.params, zeros)
         grads, variables = mean_over((grads, variables), self.axis_name)
         given = {"features": features, "boundary": batch.boundary, "loss": loss, "clock": clock, **more}
+        given |= curvatures(
+            self,
+            lambda params: forward(params, state.variables, x)[0],
+            lambda output: self._loss(output, batch.y, batch.class_mask),
+            state.params,
+            x,
+            (2 if self.loss == "squared_error" else 1) / math.prod(batch.y.shape[1:]),
+        )
         updates, optimizer = transformation.update(grads, state.optimizer, state.params, **given)
         params = optax.apply_updates(_after(grads, state.params) if self.ordered else state.params, updates)
         if variables and self.units is not None:
@@ -393,6 +408,18 @@ def gradients(objective: Callable[..., Any], params: Any, zeros: Any) -> tuple[A
         return *jax.value_and_grad(objective, has_aux=True)(params), {}
     value, (grads, own) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, zeros)
     return value, grads, {"feature_gradients": own}
+
+
+def curvatures(
+    learner: Any, apply: Callable[[Any], Any], loss: Callable[[Any], jax.Array], params: Any, x: jax.Array, scale: Any
+) -> dict[str, Any]:
+    """The extra arguments `curvature`, by local targets of that scale, and `hvp`, where the learner gives them."""
+    given: dict[str, Any] = {}
+    if learner.curvature:
+        given["curvature"] = local_curvature(lambda params, x: apply(params), params, x, scale=scale)
+    if learner.hvp:
+        given["hvp"] = gauss_newton(apply, loss, params)
+    return given
 
 
 def network_units(

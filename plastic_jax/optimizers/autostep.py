@@ -10,8 +10,6 @@ from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.curvature import read_curvature, sum_by_unit
 from plastic_jax.optimizers.idbd import full_like, map_leaves
 
-Number = float | jax.Array
-
 
 class AutostepState(NamedTuple):
     """State of Autostep; trees like the parameters, float32 at least.
@@ -31,9 +29,9 @@ class AutostepState(NamedTuple):
 
 @method("curvature")
 def autostep(
-    step_size: Annotated[Number, Range(0)],
-    meta_step_size: Annotated[Number, Range(0)] = 0.01,
-    tau: Annotated[Number, Range(1)] = 1e4,
+    step_size: Annotated[float | jax.Array, Range(0)],
+    meta_step_size: Annotated[float | jax.Array, Range(0)] = 0.01,
+    tau: Annotated[float | jax.Array, Range(1)] = 1e4,
 ) -> optax.GradientTransformationExtraArgs:
     """Autostep: IDBD with normalised meta steps, and step sizes that never overshoot a unit's target.
 

@@ -10,8 +10,6 @@ from plastic_jax.matrices import wide
 from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.curvature import read_curvature, sum_by_unit
 
-Number = float | jax.Array
-
 
 class IDBDState(NamedTuple):
     """State of IDBD and of K1.
@@ -29,7 +27,7 @@ class IDBDState(NamedTuple):
 
 @method("curvature")
 def idbd(
-    step_size: Annotated[Number, Range(0)], meta_step_size: Annotated[Number, Range(0)] = 0.01
+    step_size: Annotated[float | jax.Array, Range(0)], meta_step_size: Annotated[float | jax.Array, Range(0)] = 0.01
 ) -> optax.GradientTransformationExtraArgs:
     """IDBD: the step size of every weight follows the gradient of the loss in its logarithm.
 
@@ -82,7 +80,7 @@ def idbd(
 
 @method("curvature")
 def k1(
-    step_size: Annotated[Number, Range(0)], meta_step_size: Annotated[Number, Range(0)] = 0.01
+    step_size: Annotated[float | jax.Array, Range(0)], meta_step_size: Annotated[float | jax.Array, Range(0)] = 0.01
 ) -> optax.GradientTransformationExtraArgs:
     """K1: IDBD with the gain of a Kalman filter whose covariance is diagonal, which bounds every step.
 
@@ -145,7 +143,7 @@ def map_leaves(step: Any, updates: Any, *trees: Any) -> list[Any]:
     return [jax.tree.unflatten(treedef, each) for each in (first, *kept)]
 
 
-def _first(params: optax.Params, step_size: Number) -> IDBDState:
+def _first(params: optax.Params, step_size: float | jax.Array) -> IDBDState:
     betas = jax.tree.map(lambda p: full_like(p, jnp.log(jnp.asarray(step_size, wide(p).dtype))), params)
     return IDBDState(betas, jax.tree.map(lambda p: full_like(p, 0.0), params))
 

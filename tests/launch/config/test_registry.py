@@ -1,6 +1,7 @@
 """What holds for every registered method and task, present and future."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -203,11 +204,24 @@ def _two_values(number):
     return f"{number.default:g},{low:g}"
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "muon"])
-@pytest.mark.parametrize("name", slow_unless(lambda name: name in (*tiny.IN_SHORT, "swr", "upgd"), tiny.METHOD_NAMES))
+BY_WEIGHT = [name for name, spec in OPTIMIZERS.items() if spec.by_weight]
+"""Optimizers that learn a step size for every weight."""
+
+
+def in_short(name, optimizer):
+    return (name, optimizer) == ("continual_backprop", "smd") or (
+        optimizer not in BY_WEIGHT and name in (*tiny.IN_SHORT, "swr", "upgd")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    slow_unless(in_short, itertools.product(tiny.METHOD_NAMES, ("sgd", "momentum", "muon", *BY_WEIGHT))),
+)
 def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
     """Some steps across a task change, two lanes, compiled in a hurry; Adam is swept above."""
-    plan, job = planned(f"{name}(optimizer={optimizer})")
+    own = ",new_step_size=inherited" if optimizer in BY_WEIGHT else ""
+    plan, job = planned(f"{name}(optimizer={optimizer}{own})")
     program, hyper = job_program(plan, job), hyper_arrays(job, job.lanes)
     carry = jax.vmap(program.init, in_axes=(0, 0, None))(lane_keys(job.lanes), hyper, ())
 
