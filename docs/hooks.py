@@ -19,7 +19,7 @@ _BAR = re.compile(r"<mo[^>]*>(?:\||&#x0*7C;)</mo>")
 def on_files(files: Files, config: Any) -> Files:
     """Adds the studies of `results/`, and a page for every notebook."""
     for path in sorted((ROOT / "results").rglob("*")):
-        if path.name == "README.md" or path.suffix in (".png", ".gif"):
+        if path.name in ("README.md", "suite.md") or path.suffix in (".png", ".gif"):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     for file in [f for f in files if f.src_uri.endswith(".ipynb")]:
