@@ -43,6 +43,7 @@ from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.adam import AdamState, adam
 from plastic_jax.optimizers.autostep import AutostepState, autostep
 from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
+from plastic_jax.optimizers.fade import FadeState, fade
 from plastic_jax.optimizers.hypergradient import HypergradientState, hypergradient
 from plastic_jax.optimizers.idbd import IDBDState, idbd, k1
 from plastic_jax.optimizers.intentional import IntentionalState, intentional
@@ -75,6 +76,7 @@ __all__ = [
     "ConvNet",
     "DASHState",
     "Diagnosis",
+    "FadeState",
     "FeatureMeans",
     "FeatureUPGDState",
     "FireState",
@@ -118,6 +120,7 @@ __all__ = [
     "dash",
     "diagnose",
     "dog",
+    "fade",
     "feature_upgd",
     "fire",
     "fire_at_boundary",

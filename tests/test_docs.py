@@ -166,6 +166,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("idbd", plastic_jax.of_new_weights),
         ("metaoptimize", plastic_jax.metaoptimize),
         ("metaoptimize", plastic_jax.hypergradient),
+        ("fade", plastic_jax.fade),
         ("obgd", plastic_jax.obgd),
         ("obgd", plastic_jax.intentional),
         ("smd", plastic_jax.smd),

@@ -89,7 +89,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec("momentum", summary="gradient descent with momentum"),
         _optimizer("adam", fixed={"bias_correction": "standard"}),
         _optimizer("muon"),
-        _optimizer("metaoptimize", fixed={"eps": 1e-8}, defaults={"step_size": 1e-3}),
+        _optimizer("metaoptimize", fixed={"eps": 1e-8}, defaults={"step_size": 1e-3}, by_weight=True),
         _optimizer("hypergradient"),
         _optimizer("obgd", fixed={"eps": 1e-8}, defaults={"step_size": 1.0}, streams=True),
         _optimizer("intentional", fixed={"eps": 1e-8}, defaults={"step_size": 0.5}, streams=True),
@@ -98,6 +98,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec("k1", "plastic_jax.optimizers.idbd:k1", by_weight=True),
         _optimizer("autostep", by_weight=True),
         _optimizer("smd", by_weight=True),
+        _optimizer("fade", fixed={"eps": 1e-8}),
     )
 }
 

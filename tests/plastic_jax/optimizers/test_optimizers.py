@@ -11,6 +11,7 @@ from flax import serialization
 
 from plastic_jax import MLP
 from plastic_jax.methods.signature import static_args
+from plastic_jax.optimizers.fade import fade
 from plastic_jax.optimizers.hypergradient import hypergradient
 from plastic_jax.optimizers.intentional import intentional
 from plastic_jax.optimizers.metaoptimize import metaoptimize
@@ -27,6 +28,8 @@ OPTIMIZERS = {
     "obgd": (obgd, {"overshooting_bound": 3.0, "trace_decay": 0.5}, {}),
     "adaptive obgd": (obgd, {"b2": 0.9}, {"adaptive": True}),
     "intentional": (intentional, {"trace_decay": 0.5}, {}),
+    "fade": (fade, {"decay_meta_step_size": 0.1}, {"base": "adam", "decaying": "*/kernel"}),
+    "fade of idbd": (fade, {"first_decay": 0.1}, {"base": "idbd"}),
     "prodigy": (prodigy, {"b1": 0.8}, {}),
     "dog": (dog, {"first_movement": 1e-3}, {}),
     "mechanic": (mechanic, {"first_scale": 1e-3}, {}),
@@ -46,7 +49,8 @@ def learned(tx, steps=3):
     def step(carry, _):
         params, state = carry
         loss, gradient = jax.value_and_grad(objective)(params)
-        updates, state = tx.update(gradient, state, params, loss=loss)
+        curvature = jax.tree.map(jnp.square, gradient)
+        updates, state = tx.update(gradient, state, params, loss=loss, curvature=curvature)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=steps)[0]
@@ -109,7 +113,7 @@ def test_types_and_shapes_stay_and_what_it_does_not_know_is_left_alone(name, dty
     def run(h):
         tx, params = optax.with_extra_args_support(make(**h, **static)), optax.tree.cast(PARAMS, dtype)
         state = tx.init(params)
-        updates, after = tx.update(params, state, params, loss=jnp.float32(1), surprise=1)
+        updates, after = tx.update(params, state, params, loss=jnp.float32(1), curvature=params, surprise=1)
         return (params, state), (updates, after)
 
     before, after = jax.eval_shape(run, numbers(name))
