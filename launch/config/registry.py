@@ -158,7 +158,7 @@ TASKS: dict[str, TaskSpec] = {
             "random_label_cifar",
             "tasks.relabelled_mnist:RelabelledMNIST",
             "convnet",
-            1_500_000,
+            300_000,
             "1,200 pictures of CIFAR-100 under random labels, drawn anew and fitted again every 400 epochs (batch 16)",
             {
                 "dataset": "cifar100",

@@ -50,8 +50,8 @@ def test_a_policy_of_a_run_acts_as_its_network_says(tmp_path):
     learned = launch.Experiment(model, "backprop", (0,), tasks=2, network="mlp(widths=(4,))")
     (run,) = tiny.run(learned, tmp_path / "model").values()
     assert np.isfinite(run.metrics["error_ten_steps"]).all() and run.meta["settings"]["task.policy"] == policy
-    with pytest.raises(InputError, match=r"no good checkpoint of step 30 \(there: .*40\)"):
-        tiny.run(dataclasses.replace(learned, task=model.replace("@40", "@30")), tmp_path / "other")
+    with pytest.raises(InputError, match=r"no good checkpoint of step 35 \(there: .*40\)"):
+        tiny.run(dataclasses.replace(learned, task=model.replace("@40", "@35")), tmp_path / "other")
     with pytest.raises(ValueError, match="acts on another body, with 2 observations and 1 actions; ant has 27"):
         AntModelOfRun(policy=policy).spec  # noqa: B018
     with pytest.raises(ValueError, match="is a run of ant_model, which has no policy"):
