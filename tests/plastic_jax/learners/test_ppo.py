@@ -30,6 +30,8 @@ from plastic_jax.methods.redo import redo, relative_activity, unit_activity
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.networks import ActorCritic
 from plastic_jax.optimizers.adam import adam
+from plastic_jax.optimizers.autostep import autostep
+from plastic_jax.optimizers.smd import smd
 from plastic_jax.replacement.initializers import Initializer
 from tests.marks import slow_unless
 
@@ -121,6 +123,18 @@ def answers(agent, state, *seen):
 def test_value_of_a_constant_reward():
     agent, state, _ = trained(*environments(lambda x, a: jnp.ones_like(x)))
     np.testing.assert_allclose(answers(agent, state, 0.0)[1], 1, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tx", "needs"), [(autostep(0.01), "curvature"), (smd(0.01, shorten=True), "hvp")], ids=["autostep", "smd"]
+)
+def test_optimizers_that_look_at_the_curvature_learn_values_too(tx, needs):
+    agent, state, _ = trained(
+        *environments(lambda x, a: jnp.ones_like(x)), transformation=lambda hyper, key: tx, **{needs: True}
+    )
+    np.testing.assert_allclose(answers(agent, state, 0.0)[1], 1, atol=0.1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.optimizer))
 
 
 def test_value_depends_on_what_is_seen():

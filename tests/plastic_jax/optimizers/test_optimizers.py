@@ -11,12 +11,16 @@ from flax import serialization
 
 from plastic_jax import MLP
 from plastic_jax.methods.signature import static_args
+from plastic_jax.optimizers.autostep import autostep
+from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
 from plastic_jax.optimizers.fade import fade
 from plastic_jax.optimizers.hypergradient import hypergradient
+from plastic_jax.optimizers.idbd import idbd, k1
 from plastic_jax.optimizers.intentional import intentional
 from plastic_jax.optimizers.metaoptimize import metaoptimize
 from plastic_jax.optimizers.obgd import obgd
 from plastic_jax.optimizers.parameter_free import dog, mechanic, prodigy
+from plastic_jax.optimizers.smd import smd
 from plastic_jax.replacement.inner_state import reset_inner_state
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -33,6 +37,11 @@ OPTIMIZERS = {
     "prodigy": (prodigy, {"b1": 0.8}, {}),
     "dog": (dog, {"first_movement": 1e-3}, {}),
     "mechanic": (mechanic, {"first_scale": 1e-3}, {}),
+    "idbd": (idbd, {"meta_step_size": 0.1}, {}),
+    "k1": (k1, {"meta_step_size": 0.1}, {}),
+    "autostep": (autostep, {"tau": 100.0}, {}),
+    "smd": (smd, {"meta_step_size": 0.1, "trace_decay": 0.9}, {}),
+    "published smd": (smd, {"least_factor": 0.2}, {"shorten": False}),
 }
 NETWORK = MLP(widths=(4,), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 3))
@@ -49,15 +58,24 @@ def learned(tx, steps=3):
     def step(carry, _):
         params, state = carry
         loss, gradient = jax.value_and_grad(objective)(params)
-        curvature = jax.tree.map(jnp.square, gradient)
-        updates, state = tx.update(gradient, state, params, loss=loss, curvature=curvature)
+        curvature = local_curvature(output, params, X)
+        hvp = gauss_newton(lambda params: output(params, X), distance, params)
+        updates, state = tx.update(gradient, state, params, loss=loss, curvature=curvature, hvp=hvp)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=steps)[0]
 
 
+def output(params, x):
+    return NETWORK.apply({"params": params}, x)
+
+
+def distance(z):
+    return jnp.mean((z - 1) ** 2)
+
+
 def objective(params):
-    return jnp.mean((NETWORK.apply({"params": params}, X) - 1) ** 2)
+    return distance(output(params, X))
 
 
 def numbers(name, step_size=0.1):
@@ -113,7 +131,8 @@ def test_types_and_shapes_stay_and_what_it_does_not_know_is_left_alone(name, dty
     def run(h):
         tx, params = optax.with_extra_args_support(make(**h, **static)), optax.tree.cast(PARAMS, dtype)
         state = tx.init(params)
-        updates, after = tx.update(params, state, params, loss=jnp.float32(1), curvature=params, surprise=1)
+        given = {"loss": jnp.float32(1), "curvature": params, "hvp": lambda direction: direction, "surprise": 1}
+        updates, after = tx.update(params, state, params, **given)
         return (params, state), (updates, after)
 
     before, after = jax.eval_shape(run, numbers(name))
