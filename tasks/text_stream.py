@@ -179,13 +179,15 @@ class TextStream(Task):
     def evaluations(self, state: TextState, clock: jax.Array, data: TextData) -> tuple[Evaluation, ...]:
         """Bits per byte on the period of step `clock - 1`, and at its end on earlier ones."""
         period, over = (clock - 1) // self.schedule.change_every, self.ends_task(clock)
-        now = self._measured(state, data, period, True, {IN_TASK: True, AFTER: over})
-        before = [self._measured(state, data, period - n, over, {name: True}) for n, name in AGO.items()]
-        return (now, *before)
+        periods = period - jnp.array([0, *AGO])
+        counted = {IN_TASK: (0, True), AFTER: (0, over)}
+        counted |= {name: (place, True) for place, name in enumerate(AGO.values(), 1)}
+        return (self._measured(state, data, periods, jnp.where(over, len(periods), 1), counted),)
 
     def previews(self, state: TextState, clock: jax.Array, data: TextData) -> tuple[Evaluation, ...]:
         """Bits per byte on the period that starts at `clock`."""
-        return (self._measured(state, data, clock // self.schedule.change_every, True, {BEFORE: True}),)
+        periods = jnp.reshape(clock // self.schedule.change_every, 1)
+        return (self._measured(state, data, periods, 1, {BEFORE: (0, True)}),)
 
     def trials(self, state: TextState, clock: jax.Array, data: TextData) -> tuple[Trial, ...]:
         """Held-out text, the same windows before every period."""
@@ -204,17 +206,23 @@ class TextStream(Task):
         period, index = clock // self.schedule.change_every, jnp.arange(self.probe_size)
         return {"": self._windows(state, data, self._spread(state, period, index, self.probe_size))[0]}
 
-    def _measured(self, state: TextState, data: TextData, period, due, counted) -> Evaluation:
-        """Bits per byte on a period, where there is one and it is `due`; `counted` by metric."""
+    def _measured(self, state: TextState, data: TextData, periods, how_many, counted) -> Evaluation:
+        """Bits per byte on the first `how_many` of some periods, of which those below 0 are none.
+
+        `counted` says by metric the place of its period, and whether it is due. They share one loop, and so one
+        compiled network.
+        """
         number, at_once = self.evaluation_size, min(self.evaluation_size, _EVALUATED_AT_ONCE)
+        each = -(-number // at_once)
 
         def batch(i):
-            index = i * at_once + jnp.arange(at_once)
+            place, part = jnp.divmod(i, each)
+            period, index = periods[place], part * at_once + jnp.arange(at_once)
             x, y = self._windows(state, data, self._spread(state, jnp.maximum(period, 0), index, number))
-            there = (index < number)[:, None]
-            return x, {name: jnp.where(there & counts, y, -1) for name, counts in counted.items()}
+            there = ((index < number) & (period >= 0))[:, None]
+            return x, {n: jnp.where(there & (place == mine) & due, y, -1) for n, (mine, due) in counted.items()}
 
-        return Evaluation(jnp.where(due & (period >= 0), -(-number // at_once), 0), batch, measure="bits")
+        return Evaluation(how_many * each, batch, measure="bits")
 
     def _spread(self, state: TextState, period: jax.Array, index: jax.Array, number: int) -> jax.Array:
         """The windows at shares `index / number` of a period."""

@@ -122,9 +122,9 @@ def test_any_step_is_rebuilt_from_its_number(make):
 
 def shown(evaluation):
     """Where windows that count begin, by metric."""
-    found = {}
+    found, batch = {}, jax.jit(evaluation.batch)
     for i in range(int(evaluation.batches)):
-        x, targets = evaluation.batch(i)
+        x, targets = batch(i)
         for name, y in targets.items():
             counts = np.asarray(y) >= 0
             assert (counts == counts[:, :1]).all()
@@ -140,13 +140,13 @@ def test_what_is_measured_of_which_period_and_when(make, monkeypatch):
     state, spread = task.init(jax.random.key(0), data), np.array([0, 2, 4, 7, 9])
     (before,) = task.previews(state, jnp.int32(18), data)
     assert shown(before) == {BEFORE: (48 + spread).tolist()}
-    now, *ago = task.evaluations(state, jnp.int32(21), data)
-    assert shown(now) == {IN_TASK: (48 + spread).tolist(), AFTER: []}
-    assert [int(each.batches) for each in ago] == [0, 0, 0]
-    now, *ago = task.evaluations(state, jnp.int32(42), data)
-    assert shown(now) == {IN_TASK: (96 + spread).tolist(), AFTER: (96 + spread).tolist()}
-    assert [shown(each) for each in ago] == [{AGO[1]: (80 + spread).tolist()}, {AGO[5]: (16 + spread).tolist()}, {}]
-    assert all(each.measure == "bits" for each in (before, now, *ago))
+    (within,) = task.evaluations(state, jnp.int32(21), data)
+    nothing = {name: [] for name in (AFTER, *AGO.values())}
+    assert int(within.batches) == 3 and shown(within) == {IN_TASK: (48 + spread).tolist()} | nothing
+    (end,) = task.evaluations(state, jnp.int32(42), data)
+    at = {IN_TASK: 96, AFTER: 96, AGO[1]: 80, AGO[5]: 16}
+    assert shown(end) == {name: (first + spread).tolist() for name, first in at.items()} | {AGO[20]: []}
+    assert all(each.measure == "bits" for each in (before, within, end))
     probe = task.probe_batches(state, jnp.int32(18), data)[""]
     assert places(probe).tolist() == [48, 52, 56]
 
