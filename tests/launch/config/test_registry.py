@@ -237,6 +237,13 @@ def test_every_method_stays_finite_with_every_optimizer(name, optimizer):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True))
 
 
+@pytest.mark.parametrize("optimizer", ["idbd", "smd"])
+def test_devices_that_share_a_batch_are_refused_to_optimizers_that_need_the_curvature(optimizer):
+    plan, job = planned(f"backprop(optimizer={optimizer})")
+    with pytest.raises(InputError, match=f"--parallel=batch: optimizer={optimizer} needs the whole batch"):
+        job_program(plan, job, "devices")
+
+
 def test_all_methods_of_a_seed_start_from_the_same_weights():
     seen = {}
     for name in tiny.METHOD_NAMES:

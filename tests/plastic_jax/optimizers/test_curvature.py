@@ -9,6 +9,7 @@ import pytest
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.curvature import local_curvature
 
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 X = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))
 
 
@@ -30,8 +31,8 @@ def seen():
     _, found = network.apply(variables, X, capture_intermediates=True, mutable=["intermediates"])
     apply = lambda params, x: network.apply({"params": params}, x)  # noqa: E731
     params = variables["params"]
-    curvatures = jax.jit(lambda p: (local_curvature(apply, p, X), local_curvature(as_products(apply), p, X, scale=2.0)))
-    return params, found["intermediates"], *curvatures(params)
+    both = lambda p: (local_curvature(apply, p, X), local_curvature(as_products(apply), p, X, scale=2.0))  # noqa: E731
+    return params, found["intermediates"], *jax.jit(both, compiler_options=QUICK)(params)
 
 
 def test_a_convolution_s_is_the_sum_over_its_positions(seen):
