@@ -1,5 +1,6 @@
 """DASH: when new data come, weights that point away from what the data ask for are shrunk."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -8,8 +9,9 @@ import optax
 
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
+from plastic_jax.matrices import read_kernels
 from plastic_jax.methods.signature import Range, method
-from plastic_jax.paths import keep_leaves
+from plastic_jax.paths import keep_leaves, named_leaves, set_leaves
 
 _NAME = "dash"
 
@@ -37,6 +39,7 @@ def dash(
     rate: Annotated[float | jax.Array, Range(0, 1)] = 0.3,
     minimum: Annotated[float | jax.Array, Range(0, 1)] = 0.3,
     batches: Annotated[int | jax.Array, Range(1, 2**31 - 1)] = 20,
+    axes: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """At the start of a task, gathers the gradients of `batches` steps, then shrinks weights that point elsewhere.
 
@@ -44,9 +47,8 @@ def dash(
     at its end:   w <- w * clip(cos(d, w), minimum, 1)
 
     with one cosine for the weights of one output of a dense kernel, for each filter of a convolution (one input, one
-    output), and for all of a vector; a kernel's last axis is its outputs, and with more than two axes the one before
-    it its inputs. The network learns nothing in the steps of gathering, as in the paper, where they are a pass over
-    the new data. Nothing happens at step 0. The inner optimizer's state is kept.
+    output), and for all of any other parameter. The network learns nothing in the steps of gathering, as in the paper,
+    where they are a pass over the new data. Nothing happens at step 0. The inner optimizer's state is kept.
 
     Example:
         >>> params = {"kernel": jnp.array([[1.0, 1.0], [0.0, 1.0]])}
@@ -62,6 +64,7 @@ def dash(
         rate: weight of a new gradient in the average, in [0, 1].
         minimum: least factor, in [0, 1].
         batches: number of steps whose gradients are gathered, at least 1.
+        axes: what the axes of kernels are, by pattern of names; see `plastic_jax.matrices`.
 
     `update` needs `params` and the extra argument `boundary` (0-d bool), true at the first step of a new task.
 
@@ -76,6 +79,7 @@ def dash(
     frozen = frozen_leaves(inner)
 
     def start(params: optax.Params) -> DASHState:
+        read_kernels(_NAME, params, axes=axes, warn=True)
         zero = jnp.zeros([], jnp.int32)
         return DASHState(inner.init(params), zero, jnp.copy(zero), optax.tree.zeros_like(params))
 
@@ -95,9 +99,11 @@ def dash(
             direction = jax.tree.map(
                 lambda d, g: ((1 - rate) * jnp.where(begins, 0, d) - rate * g).astype(d.dtype), state.direction, updates
             )
-            shrunk = jax.tree.map(
-                lambda d, w: jnp.where(ends, (_factor(d, w, minimum) - 1) * w, 0).astype(w.dtype), direction, params
-            )
+            summed = {k.name: _summed(k.axes) for k in read_kernels(_NAME, params, axes=axes)}
+            weights = dict(named_leaves(params))
+            factors = {n: _factor(d, weights[n], minimum, summed.get(n)) for n, d in named_leaves(direction)}
+            steps = {n: jnp.where(ends, (f - 1) * weights[n], 0).astype(weights[n].dtype) for n, f in factors.items()}
+            shrunk = set_leaves(params, steps)
             shrunk = keep_leaves(shrunk, jax.tree.map(jnp.zeros_like, moved), frozen(params, extra))
             held = shrunk, state.inner, direction
             return optax.tree.where(gathers, held, (moved, moved_state, state.direction))
@@ -112,9 +118,13 @@ def dash(
     return optax.GradientTransformationExtraArgs(start, update)
 
 
-def _factor(direction: jax.Array, weights: jax.Array, minimum: Any) -> jax.Array:
-    """The clipped cosine of a kernel's rows or filters, or of a vector, with an axis of size 1 for each summed."""
-    axes = tuple(range(max(1, weights.ndim - 2)))
+def _summed(axes: str) -> tuple[int, ...]:
+    """The axes of a kernel over which a cosine goes: the window of a convolution, else the inputs."""
+    return tuple(i for i, letter in enumerate(axes) if letter == ("t" if "t" in axes else "i"))
+
+
+def _factor(direction: jax.Array, weights: jax.Array, minimum: Any, axes: tuple[int, ...] | None) -> jax.Array:
+    """The clipped cosine over these axes, which are kept with size 1; `None`: over all."""
 
     def inside(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(a * b, axis=axes, keepdims=True)

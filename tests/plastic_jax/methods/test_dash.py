@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax.methods.dash import _factor, dash
+from plastic_jax.methods.dash import _factor, _summed, dash
 
 PARAMS = {"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]]), "bias": jnp.array([1.0, 1.0])}
 GRADS = {"kernel": jnp.array([[-3.0, 0.0], [-4.0, -1.0]]), "bias": jnp.array([-1.0, 0.0])}
@@ -50,8 +50,19 @@ def test_while_it_gathers_nothing_is_learned_and_the_average_is_of_these_steps_a
 def test_a_convolution_has_a_cosine_for_every_filter():
     weights = jnp.arange(1.0, 13.0).reshape(3, 1, 2, 2)
     direction = weights * jnp.array([[1.0, -1.0], [2.0, 1.0]])
-    factor = _factor(direction, weights, 0.0)
+    factor = _factor(direction, weights, 0.0, _summed("ttio"))
     np.testing.assert_allclose(factor, jnp.array([[[[1.0, 0.0], [1.0, 1.0]]]]), rtol=1e-6)
+
+
+def test_a_kernel_whose_outputs_come_first_is_read_so_and_by_hand():
+    for name, settings in (("weight", {}), ("kernel", {"axes": {"kernel": "oi"}})):
+        tx = dash(optax.sgd(1.0), batches=1, minimum=0.2, **settings)
+        params, grads = ({name: tree["kernel"].T, "bias": tree["bias"]} for tree in (PARAMS, GRADS))
+        state = tx.init(params)._replace(count=jnp.int32(1))
+        with jax.disable_jit():
+            updates, _ = tx.update(grads, state, params, boundary=jnp.array(True))
+        after = optax.apply_updates(params, updates)
+        assert_close(after[name], jnp.array([[3.0, 4.0], [0.2, 0.0]]))
 
 
 def test_frozen_parameters_stay():
