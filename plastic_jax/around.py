@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastic_jax.checks import check_params
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.paths import keep_leaves, named_leaves, set_leaves
@@ -38,7 +39,7 @@ def add_pull(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
-        _require_params(method, params)
+        check_params(method, params)
         pulls, state = pull(params, state)
         gradients = dict(named_leaves(updates))
         # A traced strength is strongly typed: without the cast, float32 would widen the bfloat16 state of inner.
@@ -74,7 +75,7 @@ def after_step(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
-        _require_params(method, params)
+        check_params(method, params)
         counted = "count" in state._fields  # every tuple has a method of that name
         clock = extra.get("clock")
         now = jnp.asarray(clock) if clock is not None else state.count if counted else None
@@ -133,8 +134,3 @@ def at_boundary(method: str) -> Due:
         return jnp.logical_and(extra["boundary"], now > 0)
 
     return due
-
-
-def _require_params(method: str, params: Any) -> None:
-    if params is None:
-        raise ValueError(f"{method}: update needs `params`; call update(grads, state, params)")

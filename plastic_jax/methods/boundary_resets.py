@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_like, typed_key
+from plastic_jax.around import at_boundary
+from plastic_jax.checks import check_like, check_params, typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import method
@@ -59,12 +60,14 @@ def reset_optimizer_at_boundary(inner: optax.GradientTransformation) -> optax.Gr
         Asadi, Fakoor and Sabach, "Resetting the optimizer in deep RL: an empirical study", NeurIPS 2023.
     """
     name, inner = "reset_optimizer_at_boundary", with_extra_args(inner)
+    begins = at_boundary(name)
 
     def start(params: optax.Params) -> Any:
         return BoundaryResetState(inner.init(params), None, jnp.zeros([], jnp.int32))
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
-        due = _due(name, state, params, extra)
+        check_params(name, params)
+        due = begins(state.count, extra)
         inner_state = _where(due, lambda: inner.init(params), state.inner)
         updates, inner_state = inner.update(updates, inner_state, params, **extra)
         return updates, state._replace(inner=inner_state, count=optax.safe_increment(state.count))
@@ -144,13 +147,15 @@ def _reset_weights(
     """Inner, and at boundaries fresh weights for the parameters of `head`; `None`: for all."""
     inner, key = with_extra_args(inner), typed_key(name, key)
     frozen, impl = frozen_leaves(inner), jax.random.key_impl(key)
+    begins = at_boundary(name)
 
     def start(params: optax.Params) -> Any:
         own_key = jax.random.key_data(leaf_key(key, name))
         return BoundaryResetState(inner.init(params), own_key, jnp.zeros([], jnp.int32))
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
-        due = _due(name, state, params, extra)
+        check_params(name, params)
+        due = begins(state.count, extra)
         kept = frozen(params, extra) | _others(name, head, params)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
 
@@ -173,14 +178,6 @@ def _reset_weights(
         return updates, state._replace(inner=inner_state, count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(start, update)
-
-
-def _due(name: str, state: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
-    if params is None:
-        raise ValueError(f"{name}: update needs `params`; call update(grads, state, params, boundary=...)")
-    if extra.get("boundary") is None:
-        raise ValueError(f"{name}: update needs the extra argument boundary, got none")
-    return jnp.logical_and(extra["boundary"], state.count > 0)
 
 
 def _where(due: jax.Array, make: Callable[[], Any], tree: Any) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastic_jax.checks import check_params
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import keep_leaves
@@ -82,8 +83,7 @@ def hare_and_tortoise(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError(f"{_NAME}: update needs `params`; call update(grads, state, params)")
+        check_params(_NAME, params)
         still = frozen(params, extra)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         count: Any = optax.safe_increment(state.count)

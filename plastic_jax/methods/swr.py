@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.checks import check_like, typed_key
+from plastic_jax.checks import check_like, check_params, typed_key
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.signature import Range, method
@@ -110,8 +110,7 @@ def swr(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError(f"{_NAME}: update needs `params`; call update(grads, state, params)")
+        check_params(_NAME, params)
         weights, gradients, still = network_params(params), updates, frozen(params, extra)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         count: Any = optax.safe_increment(state.count)
