@@ -93,5 +93,15 @@ class Option:
         return value
 
 
+PPO_NUMBERS = {
+    "discount": Hyperparameter(0.99, 0, 1, "what a reward is worth a step later, as a share of what it is now"),
+    "gae_lambda": Hyperparameter(0.95, 0, 1, "of the advantages: 0 is one step ahead, 1 the whole return"),
+    "clip_range": Hyperparameter(0.2, 0, 100, "how far from 1 the ratio of the policies counts"),
+    "value_coefficient": Hyperparameter(1.0, 0, 1e6, "weight of the value function's squared error in the loss"),
+    "entropy_coefficient": Hyperparameter(0.0, 0, 1e6, "weight of the policy's entropy (nats) in the loss"),
+}
+"""Numbers of PPO, which every method has on environments that are acted on."""
+
+
 def _float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0] if abs(value) < 3e38 else math.inf

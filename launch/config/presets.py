@@ -8,7 +8,7 @@
     learner = { time_limit = "terminal" }   # settings of --learner
 
     [published.methods]
-    all = { optimizer = "adam" }            # every method that has the setting
+    all = { optimizer = "adam" }            # every method that has the setting; numbers of PPO too
     redo = { threshold = 0.1 }              # one method; it comes before `all`
 
 `corrected` is what every other preset begins with unless it says `base`; `published` turns on what the published code
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.config.hyperparameters import PPO_NUMBERS
 from launch.config.methods import METHODS, MethodSpec
 from launch.errors import InputError, unknown
 
@@ -105,7 +106,9 @@ def _check_settings(where: str, method: str, settings: Any) -> None:
     specs = [METHODS[method]] if method != EVERY_METHOD else list(METHODS.values())
     for name, value in _check(f"{where}.{method}", settings).items():
         having = [spec for spec in specs if name in spec.settings]
-        if not having:
+        if name in PPO_NUMBERS:  # which the learner gives every method
+            PPO_NUMBERS[name].checked(f"{where}.{method}.{name}", value)
+        elif not having:
             raise unknown(f"{where}.{method}", name, {name for spec in specs for name in spec.settings})
         for spec in having:
             spec.settings[name].checked(f"{where}.{method}.{name}", value)

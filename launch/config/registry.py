@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from launch.config.hyperparameters import Hyperparameter
+from launch.config.hyperparameters import PPO_NUMBERS, Hyperparameter
 from launch.config.presets import ALIASES, Preset, presets_of
 from launch.config.signatures import imported, summary_of
 from launch.config.syntax import Call
@@ -17,14 +17,6 @@ if TYPE_CHECKING:  # JAX takes seconds to import, and lists are printed without 
     from plastic_jax.learners.ppo import PPOSettings
     from tasks.base import Problem
 
-PPO_NUMBERS = {
-    "discount": Hyperparameter(0.99, 0, 1, "what a reward is worth a step later, as a share of what it is now"),
-    "gae_lambda": Hyperparameter(0.95, 0, 1, "of the advantages: 0 is one step ahead, 1 the whole return"),
-    "clip_range": Hyperparameter(0.2, 0, 100, "how far from 1 the ratio of the policies counts"),
-    "value_coefficient": Hyperparameter(1.0, 0, 1e6, "weight of the value function's squared error in the loss"),
-    "entropy_coefficient": Hyperparameter(0.0, 0, 1e6, "weight of the policy's entropy (nats) in the loss"),
-}
-"""Numbers of PPO, which every method has on environments that are acted on."""
 LEARNERS = {"ppo": "plastic_jax.learners.ppo:PPOSettings"}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "actor_critic": ("plastic_jax.networks:ActorCritic", {}),
@@ -238,6 +230,15 @@ TASKS: dict[str, TaskSpec] = {
             "ant",
             default_steps=50_000_000,
             summary="Brax's ant, or another environment of Brax: ant(environment=hopper); nothing changes",
+        ),
+        TaskSpec(
+            "minatar",
+            "tasks.minatar:MinAtar",
+            "actor_critic(widths=(128,128))",
+            15_360_000,
+            "a game of MinAtar, minatar(game=breakout); with --change=game another one every 1,024,000 steps",
+            bin=204_800,
+            learner="ppo",
         ),
     )
 }

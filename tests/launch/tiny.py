@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import launch
 from launch.config.methods import METHODS
@@ -38,6 +39,7 @@ SMALL = {
     "text_stream": "period=70,context=5,batch=2,change_every=6,evaluation_size=3,probe_size=2",
     "ant_model": "environment=fast,change=none,environments=2,episode_length=7,change_every=8,windows=2",
     "ant": "environment=fast,environments=2,episode_length=7,change_every=7",
+    "minatar": "change=game,games=('breakout','space_invaders'),environments=2,episode_length=7,change_every=20",
 }
 """Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
 PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
@@ -45,7 +47,8 @@ PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
 MADE = ("teacher", "ant_model")
 """Streams that differ from `LEAD` in what they show, and in nothing that a learner or a checkpoint sees."""
 LEAD = ("slowly_changing_regression", "permuted_mnist")
-WITHOUT_DATA = ("slowly_changing_regression", "teacher", "ant_model", "ant")
+ACTED_ON = ("ant", "minatar")
+WITHOUT_DATA = ("slowly_changing_regression", "teacher", "ant_model", *ACTED_ON)
 TRAINED_OTHERWISE = ("backprop", "dropout", "head_reset", "continual_backprop", "fresh_network", "online_normalization")
 METHOD_NAMES = [name for name, spec in METHODS.items() if name == "layer_norm" or not spec.network_options]
 """All methods but those that are L2 on a network with other options, of which one stands for all."""
@@ -53,12 +56,13 @@ PAIRS = [(task, method) for task in LEAD for method in METHOD_NAMES]
 PAIRS += [
     (task, method)
     for task in SMALL
-    if task not in (*LEAD, *MADE, "ant")
+    if task not in (*LEAD, *MADE, *ACTED_ON)
     for method in TRAINED_OTHERWISE
     if (task, method) != ("text_stream", "online_normalization")  # tokens have no moments
 ]
 PAIRS += [(task, method) for task in MADE for method in ("continual_backprop", "fresh_network")]
 PAIRS += [("ant", method) for method in ("backprop", "l2", "continual_backprop", "redo")]
+PAIRS += [("minatar", method) for method in ("continual_backprop", "fresh_network")]
 """Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
 that make the learner do something else."""
 IN_SHORT = (*TRAINED_OTHERWISE, "redo", "shrink_and_perturb")
@@ -82,6 +86,9 @@ def small(task, folder):
     text = f"{task}({where}{SMALL[task]})"
     if task == "ant":
         return {"task": text, "network": "actor_critic(widths=(5,4))", "learner": PPO}
+    if task == "minatar":
+        pytest.importorskip("gymnax", reason="minatar NOT TESTED: package 'gymnax' is not installed")
+        return {"task": text, "network": "actor_critic(widths=(5,4),memory=gru)", "learner": PPO}
     return {"task": text, "network": "mlp(widths=(5,4))", "learner": ""}
 
 
