@@ -16,6 +16,7 @@ from launch.errors import InputError
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.contents import first_good, unit_of_lane, variables_of
 from plastic_jax.learners.moments import Moments, normalised
+from plastic_jax.learners.ppo import initial_memory
 from tasks.ant_model import AntModel
 
 Policy = Callable[[Any, Moments | None, jax.Array, jax.Array | None], jax.Array]
@@ -26,8 +27,14 @@ _FLAG = "policy"
 
 
 def policy_of(plan: Plan, label: str) -> Policy:
-    """What the networks of a job do: the policy's mean, or with noise a draw from it."""
+    """What the networks of a job do: the policy's mean, or with noise a draw from it.
+
+    Raises:
+        InputError: they remember, and would need their memory with every observation.
+    """
     network: nn.Module = plan.job(label).network
+    if initial_memory(network, 1) is not None:
+        raise InputError(f"{label}: its policy has a memory, and only policies without one can be shown or act here")
 
     def act(params: Any, moments: Moments | None, x: jax.Array, noise: jax.Array | None) -> jax.Array:
         mean, log_std, _ = network.apply({"params": params}, normalised(moments, x))
@@ -112,6 +119,7 @@ class AntModelOfRun(AntModel):
             if "learner.rollout" not in source.meta["settings"]:
                 raise ValueError(f"policy: {source.folder} is a run of {source.meta['task']}, which has no policy")
             plan = resolve(dataclasses.replace(experiment_of(source.meta), branch_from=""))
+            policy = policy_of(plan, source.meta["label"])
         except InputError as error:
             raise ValueError(str(error)) from None
         there, here = plan.task.spec, self._worlds.spec
@@ -120,4 +128,4 @@ class AntModelOfRun(AntModel):
             raise ValueError(
                 f"policy: {source.folder} acts on another body, with {bodies[0]}; {self.environment} has {bodies[1]}"
             )
-        return source, policy_of(plan, source.meta["label"])
+        return source, policy

@@ -39,7 +39,7 @@ SMALL = {
     "text_stream": "period=70,context=5,batch=2,change_every=6,evaluation_size=3,probe_size=2",
     "ant_model": "environment=fast,change=none,environments=2,episode_length=7,change_every=8,windows=2",
     "ant": "environment=fast,environments=2,episode_length=7,change_every=7",
-    "minatar": "change=game,games=('breakout','space_invaders'),environments=2,episode_length=7,change_every=20",
+    "minatar": "game=breakout,environments=2,episode_length=7,change_every=20",
 }
 """Settings by task for the pictures of `write_pictures`: tasks of a few steps. Reduced protocols are left out."""
 PPO = "ppo(rollout=10,epochs=2,minibatches=2,probe_every=1)"
