@@ -61,7 +61,8 @@ class AntModel(Task):
     At every step all `environments` take one action, and the batch is what came of it. With an observation `o`, an
     action `a`, where it led `o'` and the reward `r`, the network maps `((o - m) / s, a)` to `(o' - o, r)`, less its
     mean and divided by its deviation. Mean and deviation are those of 200 steps of all environments on the first
-    ground, before step 0, and stay. The loss is the mean squared error: 1 is that of a network which knows nothing.
+    ground, before step 0, and stay. The loss is the mean squared error: a network that knows nothing has 1 on such
+    steps, and more where the body moves more.
 
     Actions come from a behaviour that follows from the seed, and not from what is learned, so all methods of a seed
     see the same stream: `clip(z, -1, 1)` with `z <- 0.9 z + sqrt(0.19) N(0, 1)` for each action of each environment.

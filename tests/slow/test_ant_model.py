@@ -11,7 +11,6 @@ import launch
 from launch.config.experiment import resolve
 from launch.config.saved_policy import AntModelOfRun
 from launch.errors import InputError
-from launch.storage.run_folder import read_run
 from tests.launch import tiny
 
 FAST = "environment=fast,environments=2,episode_length=7"
@@ -26,9 +25,6 @@ def test_errors_are_measured_on_both_sides_of_every_change_of_the_ground(tmp_pat
             assert np.isfinite(found[name]).all() and (found[name] > 0).all(), label
             assert np.isfinite(found[f"{name}_after_change"]).tolist() == [False, True] * 3
             assert (found[f"{name}_after_change"][1::2] != found[name][1::2]).all()
-        assert found["error_one_step"][-1] < 1  # it knows something
-    backprop, fresh = (read_run(tmp_path / label).metrics for label in ("backprop", "fresh_network"))
-    np.testing.assert_array_equal(backprop["squared_error"][:, :2], fresh["squared_error"][:, :2])
 
 
 def test_a_policy_of_a_run_acts_as_its_network_says(tmp_path):
