@@ -9,6 +9,7 @@ import optax
 
 from plastic_jax.checks import typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
+from plastic_jax.matrices import read_kernels
 from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import adam, share_seen
 from plastic_jax.paths import get_leaf, keep_leaves, leaf_key, named_leaves, normal_like
@@ -138,7 +139,9 @@ def upgd(
     def openness(utility: Any, seen: jax.Array, weights: optax.Params) -> dict[str, Gate]:
         most = _largest(jax.tree.leaves(utility)) / (seen if corrected_maximum else 1)
         corrected = {path: u / seen for path, u in named_leaves(utility)}
-        return {p: Gate(_open(a, most if scope == "global" else _norm(a)), True) for p, a in corrected.items()}
+        axes = {k.name: k.axes for k in read_kernels("upgd", corrected)} if scope == "local" else {}
+        whole = {p: most if scope == "global" else _norm(a, axes.get(p)) for p, a in corrected.items()}
+        return {p: Gate(_open(a, whole[p]), True) for p, a in corrected.items()}
 
     return _gated(
         name, inner, typed, UPGDState, start, utilities, openness, decay_rate,
@@ -207,7 +210,7 @@ def feature_upgd(
         gates: dict[str, Gate] = {}
         for g in units.groups:
             a = utility[g.name] / seen
-            gate = _open(a, most if scope == "global" else _norm(a))
+            gate = _open(a, most if scope == "global" else _norm(a, None))
             for s in g.incoming:
                 shape = jnp.shape(get_leaf(weights, s.path))
                 others, own = gates.get(s.path, Gate(jnp.ones([]), False)), s.spread(jnp.ones(g.width, bool), shape)
@@ -321,9 +324,9 @@ def _largest(utilities: list[jax.Array]) -> jax.Array:
     return jnp.max(jnp.stack([jnp.max(u) for u in utilities]))
 
 
-def _norm(utility: jax.Array) -> jax.Array:
-    """The norm over the weights of one output, or of all that is no kernel, with an axis of size 1 for each summed."""
-    axes = tuple(range(max(1, utility.ndim - 1)))
+def _norm(utility: jax.Array, letters: str | None) -> jax.Array:
+    """The norm over the weights of one output of a kernel with these axes, or of all; summed axes have size 1."""
+    axes = None if letters is None else tuple(i for i, letter in enumerate(letters) if letter in "ti")
     return jnp.sqrt(jnp.sum(utility**2, axis=axes, keepdims=True))
 
 

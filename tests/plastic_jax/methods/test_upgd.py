@@ -53,6 +53,9 @@ def test_a_local_utility_is_compared_with_those_of_the_same_output():
     norm = np.sqrt([[2.0, 8.0]])
     assert_close(moved["kernel"], 1 - sigmoid(UTILITY["kernel"] / norm))
     assert_close(moved["bias"], 1 - sigmoid(UTILITY["bias"] / 0.5))
+    grads, params = ({"weight": tree["kernel"].T, "bias": tree["bias"]} for tree in (GRADS, PARAMS))
+    first = shares(one_step(grads, params, scope="local", decay_rate=0.0)[0], grads)
+    assert_close(first["weight"], moved["kernel"].T)  # the outputs come first
 
 
 def test_noise_and_gradient_pass_the_gate_or_the_noise_alone():
