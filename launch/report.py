@@ -30,7 +30,7 @@ from launch.analysis import increments, replacements, returns, tasks, tuning
 from launch.analysis.comparison import PLAIN, compare_pairs, difference_table, late_verdicts, mean_table, verdict_lines
 from launch.analysis.curves import curves, read
 from launch.analysis.long_table import STARTS, coarser, edges_every, every_text
-from launch.analysis.metrics import BESIDE, checked_metrics
+from launch.analysis.metrics import BESIDE, STEP_SIZE, checked_metrics
 from launch.analysis.statistics import late_bins
 from launch.analysis.text import FORMATS, Table, joined, percent
 from launch.analysis.tuning import warn_of_tuning
@@ -143,6 +143,23 @@ def _replacements(runs: Sequence[Run], options: Options) -> Part:
     return Part([replacements.report(told, groups, options.soon)], (), lambda: parts.draw_replacements(told, groups)[0])
 
 
+def _learns_step_sizes(run: Run) -> bool:
+    return any(name.startswith(STEP_SIZE) for name in run.metrics)
+
+
+def _step_sizes(runs: Sequence[Run], options: Options) -> Part:
+    """Of runs that learn step sizes: the quantiles by layer and the correlations late, and the medians over time."""
+    tables, medians, window = [], [], options.window or 0.1
+    for beginning in (STEP_SIZE, "step_size_"):  # correlations are those of methods that replace units
+        own = [run for run in runs if any(name.startswith(beginning) for name in run.metrics)]
+        names = [name for name in (own[0].metrics if own else ()) if name.startswith(beginning)]
+        names = [name for name in names if all(_measured(run, name, window) for run in own)]
+        tables += [mean_table(curves(own), names, window)] if names else []
+        medians += [name for name in names if name.startswith(f"{STEP_SIZE}median")]
+    told = curves([run for run in runs if _learns_step_sizes(run)])
+    return Part(tables, (), (lambda: parts.draw_curves(told, medians)[0]) if medians else None)
+
+
 def _is_stream(run: Run) -> bool:
     return tasks.metric_of([run]) in run.metrics and len(run.meta.get(STARTS) or ()) > 2 and not increments.grows(run)
 
@@ -153,6 +170,7 @@ PARTS: dict[str, tuple[Callable[[Sequence[Run]], bool], Callable[[Sequence[Run],
     "increments": (lambda runs: all(increments.grows(run) for run in runs), _increments),
     "returns": (lambda runs: all(returns.METRIC in run.metrics for run in runs), _returns),
     "sensitivity": (lambda runs: any(len(run.settings_groups()) > 1 for run in runs), _sensitivity),
+    "step_sizes": (lambda runs: any(map(_learns_step_sizes, runs)), _step_sizes),
     "replacements": (lambda runs: any(run.lives is not None for run in runs), _replacements),
 }
 
@@ -216,17 +234,21 @@ Section = tuple[str, Part, Path | None, str]
 def _markdown(title: str, state: Table, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
     lines = [f"# {title}", joined([state], verdicts, "markdown")]
     for name, found, path, problem in sections:
-        lines += [f"## {name.capitalize()}", *([f"Not told: {problem}"] if problem else [])]
+        lines += [f"## {_title(name)}", *([f"Not told: {problem}"] if problem else [])]
         lines += [f"![{name}]({path.name})"] if path else []
         lines += [joined(found.tables, (), "markdown")] * bool(found.tables)
     return "\n\n".join(lines) + "\n"
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _page(title: str, state: Table, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
     parts_of_it = [joined([state], verdicts, "html")]
     for name, found, path, problem in sections:
         parts_of_it += [
-            f"<h2>{name.capitalize()}</h2>",
+            f"<h2>{_title(name)}</h2>",
             *([f"<p>Not told: {html.escape(problem)}</p>"] * bool(problem)),
         ]
         if path:

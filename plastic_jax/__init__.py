@@ -3,6 +3,7 @@
 from plastic_jax.checks import ReplacementWarning
 from plastic_jax.diagnostics import metrics
 from plastic_jax.diagnostics.diagnose import Diagnosis, diagnose
+from plastic_jax.diagnostics.step_sizes import step_size_metrics
 from plastic_jax.diagnostics.trainability import Trainability, trainability
 from plastic_jax.matrices import UnreadWarning
 from plastic_jax.methods.boundary_resets import (
@@ -156,6 +157,7 @@ __all__ = [
     "snr",
     "sparse",
     "spectral",
+    "step_size_metrics",
     "swr",
     "trace_units",
     "trainability",

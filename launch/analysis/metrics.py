@@ -23,6 +23,9 @@ BESIDE = {
 IN_TASK = "_in_task"
 """Ending of the names of metrics that are measured several times within a task."""
 
+STEP_SIZE = "log10_step_size_"
+"""Beginning of the names of the quantiles of learned step sizes; what follows is the quantile, a dot and the layer."""
+
 
 class MetricStyle(NamedTuple):
     """Axis label with its unit, which direction is better, what a value is multiplied by to be in that unit, bounds.
@@ -86,12 +89,17 @@ METRICS: dict[str, MetricStyle] = {
     "largest_weight_change": MetricStyle("largest weight change per iteration", "lower", least=0.0),
     "clip_fraction": MetricStyle("clipped samples (%)", "lower", 100.0),
     "approximate_kl": MetricStyle("approximate KL divergence (nats)", "lower"),
+    "step_size_age_correlation": MetricStyle("correlation of a unit's step sizes and age", "higher"),
+    "step_size_utility_correlation": MetricStyle("correlation of a unit's step sizes and utility", "higher"),
     "entropy": MetricStyle("entropy of the policy (nats)", "higher"),
 }
 
 
 def metric_style(name: str) -> MetricStyle:
     """How `name` is drawn; a metric that is not in `METRICS` gets its own name, and a direction guessed from it."""
+    if name.startswith(STEP_SIZE):
+        quantile, _, layer = name.removeprefix(STEP_SIZE).partition(".")
+        return MetricStyle(f"log10 of step sizes, {quantile}{', ' * bool(layer)}{layer}", "higher")
     higher = any(word in name for word in ("accuracy", "return", "rank", "reward"))
     return METRICS.get(name, MetricStyle(name.replace("_", " "), "higher" if higher else "lower"))
 

@@ -19,8 +19,8 @@ from tasks.base import Batch, Environment, Evaluation, Step, Task, gradual
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
 
-SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude",)
-"""Diagnostics that do not depend on what the network is shown."""
+SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude", "log10_step_size", "step_size_")
+"""What the names of diagnostics begin with that do not depend on what the network is shown."""
 
 
 Metrics = dict[str, Mean]
@@ -97,7 +97,8 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         metrics = {}
         for ending, x in task.probe_batches(carry.task, clock, data).items():
             seen = {
-                n if n in SAME_FOR_ALL_INPUTS else n + ending: v for n, v in learner.probe(carry.learner, x).items()
+                n if n.startswith(SAME_FOR_ALL_INPUTS) else n + ending: v
+                for n, v in learner.probe(carry.learner, x).items()
             }
             metrics |= _seen_inside(carry.diverged, seen)
         for one in task.previews(carry.task, clock, data):

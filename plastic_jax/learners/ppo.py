@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.diagnostics import metrics
+from plastic_jax.diagnostics.step_sizes import step_size_metrics
 from plastic_jax.learners.moments import Moments, deviation, no_moments, normalised, taken_in
 from plastic_jax.learners.policies import CATEGORICAL, GAUSSIAN, Policy
 from plastic_jax.learners.supervised import curvatures, gradients
@@ -461,6 +462,7 @@ class PPO:
         are `RECENT` observations.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(_policy(state.params))}
+        seen |= step_size_metrics(state.optimizer, self.units)
         if self.units is None or not self.units.groups:
             return seen
         groups = [g for g in self.units.groups if g.name.startswith("policy/")] or list(self.units.groups)

@@ -13,6 +13,7 @@ import optax
 
 from plastic_jax.axes import mean_over, with_axis
 from plastic_jax.diagnostics import metrics
+from plastic_jax.diagnostics.step_sizes import step_size_metrics
 from plastic_jax.learners.moments import Moments, no_moments, normalised, taken_in
 from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
 from plastic_jax.replacement.reset import just_replaced
@@ -297,9 +298,11 @@ class SupervisedLearner:
         """What is seen inside: the weights' mean magnitude, and over all hidden units what they do on the inputs `x`.
 
         Ranks are those of layers whose units have one value per example (dense layers, and what is pooled over all
-        positions), summed over such layers and divided by the number of their units.
+        positions), summed over such layers and divided by the number of their units. Of an optimizer that learns step
+        sizes, what `step_size_metrics` says of them too.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(state.params)}
+        seen |= step_size_metrics(state.optimizer, self.units)
         if self.units is None or not self.units.groups:
             return seen
         features = self._features(self.units, state, normalised(state.inputs, x))

@@ -83,6 +83,23 @@ def test_a_text_stream_is_told_by_period_before_and_after_learning_it(tmp_path):
     assert any("bits per byte after learning it over the last 25% of tasks" in line for line in verdicts)
 
 
+def test_learned_step_sizes_are_told_by_layer_of_the_runs_that_learn_them(tmp_path):
+    for label in ("backprop", "meta"):
+        test_tasks.write(tmp_path, label, [STEADY, STEADY + 0.01], metric="online_accuracy")
+    with np.load(tmp_path / "meta" / "metrics.npz") as arrays:
+        held = dict(arrays)
+    like = held["online_accuracy"]
+    held |= {f"log10_step_size_{name}.Dense_0": np.full_like(like, at) for name, at in (("low", -4), ("median", -2))}
+    held["step_size_age_correlation"] = np.full_like(like, -0.25)
+    np.savez(tmp_path / "meta" / "metrics.npz", **held)
+    assert there(tmp_path) == ["curves", "step_sizes"]
+    found = part("step_sizes", list(read_runs(tmp_path).values()))
+    text = ["".join(map(str, table.rows)) for table in found.tables]
+    assert "log10 of step sizes, low, Dense_0" in text[0] and "backprop" not in text[0] and "-4" in text[0]
+    assert "step sizes and age" in text[1] and "-0.25" in text[1]
+    assert len(found.draw().axes) == 1
+
+
 def test_an_error_that_stays_above_a_fresh_networks_is_a_loss(tmp_path):
     spread = np.array([[0.0], [0.1], [0.2]])
     for label, error in (("backprop", 2.0), ("fresh_network", 1.0), ("l2", 5.0)):
