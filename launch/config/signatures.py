@@ -1,7 +1,7 @@
 """What functions and dataclasses of the library say of themselves, read from their source without importing it.
 
 A list or an explanation is printed in a fraction of the seconds that importing JAX takes. What is read is the signature
-of a method as `plastic_jax.methods.signature` describes it, the fields of a dataclass, and docstrings. Code is named
+of a method as `plastic_jax.signature` describes it, the fields of a dataclass, and docstrings. Code is named
 `package.module:name`, as in flags.
 """
 
@@ -245,7 +245,7 @@ def _words(module: str, kind: ast.expr) -> list[Any]:
 
 
 def _range(low: float = 0.0, high: float = math.inf, below: bool = False) -> tuple[float, float, bool]:
-    """`plastic_jax.methods.signature.Range`, which cannot be had without JAX."""
+    """`plastic_jax.signature.Range`, which cannot be had without JAX."""
     return low, high, below
 
 

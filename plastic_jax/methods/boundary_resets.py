@@ -11,9 +11,9 @@ from plastic_jax.around import at_boundary
 from plastic_jax.checks import check_like, check_params, typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
-from plastic_jax.methods.signature import method
 from plastic_jax.paths import keep_leaves, leaf_key, leaf_names
 from plastic_jax.replacement.inner_state import reset_inner_state
+from plastic_jax.signature import method
 
 
 class BoundaryResetState(NamedTuple):

@@ -10,7 +10,6 @@ import optax
 from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.counting import CountRule, expected_replacements, owed
 from plastic_jax.replacement.draw import Replacement, choose_and_draw
@@ -29,6 +28,7 @@ from plastic_jax.replacement.reset import (
 from plastic_jax.replacement.statistics import all_finite, group_dtype, mean_absolute, mean_feature, unit_stats
 from plastic_jax.replacement.step_counts import count_by_weight
 from plastic_jax.replacement.utility import UnitStats, Utility, UtilityName, unit_utility
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "continual_backprop"

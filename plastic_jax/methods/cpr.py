@@ -10,13 +10,13 @@ from plastic_jax.checks import check_params, check_parts, typed_key, warn_of_gro
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.methods.regrama import weight_gradients
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.dormant import relative_activity
 from plastic_jax.replacement.draw import draw_replacement
 from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
 from plastic_jax.replacement.reset import check_units, soften_units, without_frozen
 from plastic_jax.replacement.statistics import all_finite, group_dtype
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph
 
 _NAME = "cpr"

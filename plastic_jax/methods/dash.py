@@ -10,8 +10,8 @@ import optax
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.matrices import read_kernels
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import keep_leaves, named_leaves, set_leaves
+from plastic_jax.signature import Range, method
 
 _NAME = "dash"
 

@@ -8,8 +8,8 @@ import optax
 
 from plastic_jax.checks import check_params
 from plastic_jax.inner import frozen_leaves, with_extra_args
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import keep_leaves
+from plastic_jax.signature import Range, method
 
 _NAME = "hare_and_tortoise"
 

@@ -11,9 +11,9 @@ from plastic_jax.around import add_pull
 from plastic_jax.checks import typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.matrices import read_kernels
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.paths import keep_leaves, leaf_key, named_leaves
+from plastic_jax.signature import Range, method
 
 _NAME = "l2_init"
 

@@ -9,7 +9,7 @@ import optax
 
 from plastic_jax.around import add_pull
 from plastic_jax.matrices import Layers, length, map_kernels, read_kernels
-from plastic_jax.methods.signature import Range, method
+from plastic_jax.signature import Range, method
 from plastic_jax.units.graph import UnitGraph
 
 _NAME = "parseval"

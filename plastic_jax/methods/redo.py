@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.checks import check_update
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.replacement.dormant import DormantState, recycle_dormant_units, relative_activity
 from plastic_jax.replacement.initializers import InitializerName, UnitInitializer
 from plastic_jax.replacement.statistics import mean_absolute
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 __all__ = ["REDO_STATIC_ARGS", "RedoState", "redo", "relative_activity", "unit_activity"]

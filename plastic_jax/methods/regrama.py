@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.checks import check_params, check_update
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.replacement.dormant import DormantState, recycle_dormant_units
 from plastic_jax.replacement.initializers import InitializerName, UnitInitializer
 from plastic_jax.replacement.statistics import incoming_magnitude, mean_absolute
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 __all__ = ["REGRAMA_STATIC_ARGS", "RegramaState", "regrama", "weight_gradients"]

@@ -15,9 +15,9 @@ import optax
 
 from plastic_jax.around import Due, after_step, at_boundary, periodic
 from plastic_jax.checks import check_like, typed_key
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.methods.weight_decay import weight_decay as add_weight_decay
 from plastic_jax.paths import leaf_key, normal_like
+from plastic_jax.signature import Range, method
 
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]
 

@@ -9,7 +9,6 @@ import optax
 from plastic_jax.checks import check_parts, check_update, typed_key, warn_of_groups
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key
 from plastic_jax.replacement.draw import Replacement, draw_replacement
 from plastic_jax.replacement.initializers import InitializerName, UnitInitializer, unit_initializer
@@ -18,6 +17,7 @@ from plastic_jax.replacement.replacement_log import empty, record
 from plastic_jax.replacement.reset import add_replaced, check_units, replace_units, without_frozen
 from plastic_jax.replacement.statistics import all_finite, largest_feature
 from plastic_jax.replacement.step_counts import count_by_weight
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph, UnitGroup
 
 _NAME = "snr"

@@ -14,10 +14,10 @@ from plastic_jax.checks import check_like, check_params, typed_key
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
 from plastic_jax.matrices import Kernel, read_kernels, wide
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.paths import leaf_key, leaf_names, named_leaves, set_leaves
 from plastic_jax.replacement.reset import just_replaced, replace_weights
 from plastic_jax.replacement.step_counts import count_every_weight
+from plastic_jax.signature import Range, method, static_args
 from plastic_jax.units.graph import UnitGraph
 
 _NAME = "sparse"

@@ -9,8 +9,8 @@ import optax
 
 from plastic_jax.around import add_pull
 from plastic_jax.matrices import Kernel, Layers, length, read_kernels, wide
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import leaf_key, named_leaves
+from plastic_jax.signature import Range, method
 from plastic_jax.units.graph import UnitGraph
 
 _NAME = "spectral"

@@ -10,10 +10,10 @@ import optax
 from plastic_jax.checks import check_like, check_params, typed_key
 from plastic_jax.inner import frozen_leaves, network_params, with_extra_args
 from plastic_jax.lanes import any_lane
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import leaf_key, leaf_names
 from plastic_jax.replacement.reset import replace_weights
 from plastic_jax.replacement.step_counts import count_every_weight
+from plastic_jax.signature import Range, method
 
 _NAME = "swr"
 

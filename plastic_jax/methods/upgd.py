@@ -10,12 +10,12 @@ import optax
 from plastic_jax.checks import typed_key
 from plastic_jax.inner import frozen_leaves, with_extra_args
 from plastic_jax.matrices import read_kernels
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import adam, share_seen
 from plastic_jax.paths import get_leaf, keep_leaves, leaf_key, named_leaves, normal_like
 from plastic_jax.replacement.propagation import outgoing_gradient
 from plastic_jax.replacement.reset import check_units
 from plastic_jax.replacement.statistics import group_dtype
+from plastic_jax.signature import Range, method
 from plastic_jax.units.graph import UnitGraph
 
 Noise = Callable[[jax.Array, jax.Array, optax.Params], optax.Updates]

@@ -9,8 +9,8 @@ import optax
 
 from plastic_jax.around import after_step, projection
 from plastic_jax.matrices import Layers, read_kernels
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import named_leaves
+from plastic_jax.signature import Range, method
 from plastic_jax.units.graph import UnitGraph
 
 _NAME = "weight_clipping"

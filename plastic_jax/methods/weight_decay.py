@@ -6,8 +6,8 @@ import jax
 import optax
 
 from plastic_jax.inner import frozen_leaves, with_extra_args
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.paths import keep_leaves
+from plastic_jax.signature import Range, method
 
 
 @method()

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.curvature import read_curvature, sum_by_unit
 from plastic_jax.optimizers.idbd import full_like, map_leaves
+from plastic_jax.signature import Range, method
 
 
 class AutostepState(NamedTuple):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import AdamState, adam, correction
 from plastic_jax.optimizers.curvature import read_curvature
 from plastic_jax.optimizers.idbd import IDBDState, full_like, map_leaves
 from plastic_jax.paths import leaf_names
+from plastic_jax.signature import Range, method
 
 FIRST_DECAY = math.exp(-5)
 """The first decay rate, as published."""

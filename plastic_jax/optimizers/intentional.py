@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import correction, first_counts, share_seen
 from plastic_jax.optimizers.obgd import after_episode, prediction_error
+from plastic_jax.signature import Range, method
 
 
 class IntentionalState(NamedTuple):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import AdamState, adam, correction
 from plastic_jax.paths import leaf_names
+from plastic_jax.signature import Range, method
 
 
 class MetaOptimizeState(NamedTuple):

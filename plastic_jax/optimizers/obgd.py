@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
 from plastic_jax.optimizers.adam import correction, first_counts
+from plastic_jax.signature import Range, method
 
 
 class ObGDState(NamedTuple):

@@ -8,7 +8,7 @@ import optax
 import optax.contrib
 
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
+from plastic_jax.signature import Range, method
 
 
 @method()

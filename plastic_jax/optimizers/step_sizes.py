@@ -24,7 +24,7 @@ import optax
 
 from plastic_jax.inner import with_extra_args
 from plastic_jax.matrices import wide
-from plastic_jax.methods.signature import Range, method
+from plastic_jax.signature import Range, method
 
 Scale = Literal["linear", "log"]
 

@@ -36,7 +36,7 @@ OWN = '''
     import jax.numpy as jnp
     import optax
 
-    from plastic_jax.methods.signature import Range
+    from plastic_jax.signature import Range
     from tasks.base import Batch, Schedule, Spec, Task
 
 

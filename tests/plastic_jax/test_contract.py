@@ -37,7 +37,6 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
-from plastic_jax.methods.signature import static_args
 from plastic_jax.methods.snr import SNR_STATIC_ARGS, snr
 from plastic_jax.methods.sparse import SPARSE_STATIC_ARGS, sparse
 from plastic_jax.methods.spectral import spectral
@@ -46,6 +45,7 @@ from plastic_jax.methods.upgd import feature_upgd, upgd
 from plastic_jax.methods.weight_clipping import weight_clipping
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
+from plastic_jax.signature import static_args
 
 NETWORK = MLP(widths=(4, 3), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 6))

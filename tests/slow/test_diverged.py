@@ -11,7 +11,7 @@ import pytest
 import launch
 from launch.config.experiment import Experiment
 from launch.config.methods import METHODS
-from plastic_jax.methods.signature import Range
+from plastic_jax.signature import Range
 from tests.launch import tiny
 
 WHEN = 31

@@ -17,7 +17,7 @@ from launch.config.registry import LEARNERS, TASKS
 from launch.config.signatures import GIVEN, imported, read_fields, read_signature
 from launch.errors import InputError
 from plastic_jax.methods import signature
-from plastic_jax.methods.signature import Range
+from plastic_jax.signature import Range
 
 ROOT = Path(__file__).parents[3]
 FACTORIES = sorted(

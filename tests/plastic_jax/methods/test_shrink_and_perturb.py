@@ -11,8 +11,8 @@ from plastic_jax.methods.shrink_and_perturb import (
     shrink_and_perturb,
     shrink_and_perturb_at_boundary,
 )
-from plastic_jax.methods.signature import static_args
 from plastic_jax.paths import leaf_key, normal_like
+from plastic_jax.signature import static_args
 
 KEY = jax.random.key(7)
 PARAMS: Any = {

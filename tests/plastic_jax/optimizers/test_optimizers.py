@@ -10,7 +10,6 @@ import pytest
 from flax import serialization
 
 from plastic_jax import MLP
-from plastic_jax.methods.signature import static_args
 from plastic_jax.optimizers.autostep import autostep
 from plastic_jax.optimizers.curvature import gauss_newton, local_curvature
 from plastic_jax.optimizers.fade import fade
@@ -22,6 +21,7 @@ from plastic_jax.optimizers.obgd import obgd
 from plastic_jax.optimizers.parameter_free import dog, mechanic, prodigy
 from plastic_jax.optimizers.smd import smd
 from plastic_jax.replacement.inner_state import reset_inner_state
+from plastic_jax.signature import static_args
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OPTIMIZERS = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from plastic_jax.methods.signature import Range, method, static_args
 from plastic_jax.replacement.utility import UTILITIES, UtilityName
+from plastic_jax.signature import Range, method, static_args
 
 
 @method("boundary")
