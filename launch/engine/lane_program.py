@@ -19,7 +19,7 @@ from tasks.base import Batch, Environment, Evaluation, Step, Task, gradual
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
 
-SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude", "log10_step_size", "step_size_")
+SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude", "log10_step_size", "step_size_", "collapsed_step_sizes")
 """What the names of diagnostics begin with that do not depend on what the network is shown."""
 
 
@@ -33,8 +33,9 @@ class Program:
     Attributes:
         init: `(key, hyper, data) -> carry`, everything there is before step 0.
         step: `(carry, hyper, clock, data) -> (carry, metrics)`, one update, or one iteration of `stride` steps.
-        probe: `(carry, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
-        evaluate: `(carry, clock, data) -> (carry, metrics)`, after step `clock - 1`, at multiples of `evaluate_every`.
+        probe: `(carry, hyper, clock, data) -> metrics`, before step `clock` is learned, at multiples of `probe_every`.
+        evaluate: `(carry, hyper, clock, data) -> (carry, metrics)`, after step `clock - 1`, at multiples of
+            `evaluate_every`.
         diverged: `carry -> 0-d bool`, whether the lane has diverged.
         bin: steps per bin of the metrics.
         probe_every: steps, or `None` for never.
@@ -93,12 +94,12 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
         metrics = {n: Mean(_unless(diverged, v, failure.get(n)), one) for n, v in seen.items()}
         return Carry(stream, state, diverged), metrics
 
-    def probe(carry: Carry, clock: jax.Array, data: Any) -> Metrics:
+    def probe(carry: Carry, hyper: Mapping[str, Any], clock: jax.Array, data: Any) -> Metrics:
         metrics = {}
         for ending, x in task.probe_batches(carry.task, clock, data).items():
             seen = {
                 n if n.startswith(SAME_FOR_ALL_INPUTS) else n + ending: v
-                for n, v in learner.probe(carry.learner, x).items()
+                for n, v in learner.probe(carry.learner, x, hyper).items()
             }
             metrics |= _seen_inside(carry.diverged, seen)
         for one in task.previews(carry.task, clock, data):
@@ -115,7 +116,7 @@ def supervised_program(task: Task, learner: SupervisedLearner, bin_size: int) ->
             for name, (total, count) in sums.items()
         }
 
-    def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
+    def evaluate(carry: Carry, hyper: Mapping[str, Any], clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
         state, metrics = carry.learner, {}
         for one in task.evaluations(carry.task, clock, data):
             sums = _measured(learner, state, one)
@@ -176,13 +177,13 @@ def ppo_program(task: Environment, learner: PPO, bin_size: int) -> Program:
         }
         return Carry(world, state, diverged), metrics
 
-    def evaluate(carry: Carry, clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
-        return carry, _seen_inside(carry.diverged, learner.probe(carry.learner))
+    def evaluate(carry: Carry, hyper: Mapping[str, Any], clock: jax.Array, data: Any) -> tuple[Carry, Metrics]:
+        return carry, _seen_inside(carry.diverged, learner.probe(carry.learner, hyper))
 
     return Program(
         init=init,
         step=step,
-        probe=lambda carry, clock, data: {},
+        probe=lambda carry, hyper, clock, data: {},
         evaluate=evaluate,
         diverged=lambda carry: carry.diverged,
         bin=bin_size,

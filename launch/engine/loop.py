@@ -88,9 +88,9 @@ def measured(program: Program, lane: Any, hyper: Any, data: Any) -> list[str]:
     clock = jax.ShapeDtypeStruct((), jnp.int32)
     names = list(jax.eval_shape(program.step, lane, hyper, clock, data)[1])
     if program.probe_every:
-        names += jax.eval_shape(program.probe, lane, clock, data)
+        names += jax.eval_shape(program.probe, lane, hyper, clock, data)
     if program.evaluate_every:
-        names += jax.eval_shape(program.evaluate, lane, clock, data)[1]
+        names += jax.eval_shape(program.evaluate, lane, hyper, clock, data)[1]
     return names
 
 
@@ -130,20 +130,20 @@ def chunk_of_steps(
     """
     over = _over_one_lane if program.bare and len(jax.tree.leaves(lanes)[0]) == 1 else jax.vmap
     step = over(program.step, (0, 0, None, None))
-    probe = over(program.probe, (0, None, None))
-    evaluate = over(program.evaluate, (0, None, None))
+    probe = over(program.probe, (0, 0, None, None))
+    evaluate = over(program.evaluate, (0, 0, None, None))
 
     def body(state: tuple[Any, Metrics], clock: jax.Array) -> tuple[tuple[Any, Metrics], None]:
         lanes, sums = state
         lanes, seen = step(lanes, hyper, clock, data)
         return (lanes, jax.tree.map(jnp.add, sums, seen)), None
 
-    before = _before(program, probe, lanes, start, data)
+    before = _before(program, probe, lanes, hyper, start, data)
     nothing = _zeros(jax.eval_shape(step, lanes, hyper, start, data)[1])
     clocks = start + jnp.arange(0, length, program.stride, dtype=jnp.int32)
     (lanes, seen), _ = jax.lax.scan(body, (lanes, nothing), clocks)
     end = start + length
-    lanes, after = _after(program, evaluate, lanes, end, data)
+    lanes, after = _after(program, evaluate, lanes, hyper, end, data)
     return lanes, before | seen | after
 
 
@@ -160,22 +160,24 @@ def _over_one_lane(function: Callable[..., Any], in_axes: tuple[int | None, ...]
     return call
 
 
-def _before(program: Program, probe: Callable[..., Metrics], lanes: Any, clock: jax.Array, data: Any) -> Metrics:
+def _before(
+    program: Program, probe: Callable[..., Metrics], lanes: Any, hyper: Any, clock: jax.Array, data: Any
+) -> Metrics:
     if program.probe_every is None:
         return {}
-    nothing = _zeros(jax.eval_shape(probe, lanes, clock, data))
+    nothing = _zeros(jax.eval_shape(probe, lanes, hyper, clock, data))
     due = (clock % program.probe_every == 0) & program.probes_at(clock)
-    return jax.lax.cond(due, lambda: probe(lanes, clock, data), lambda: nothing)
+    return jax.lax.cond(due, lambda: probe(lanes, hyper, clock, data), lambda: nothing)
 
 
 def _after(
-    program: Program, evaluate: Callable[..., Any], lanes: Any, clock: jax.Array, data: Any
+    program: Program, evaluate: Callable[..., Any], lanes: Any, hyper: Any, clock: jax.Array, data: Any
 ) -> tuple[Any, Metrics]:
     if program.evaluate_every is None:
         return lanes, {}
-    nothing = _zeros(jax.eval_shape(evaluate, lanes, clock, data)[1])
+    nothing = _zeros(jax.eval_shape(evaluate, lanes, hyper, clock, data)[1])
     due = clock % program.evaluate_every == 0
-    return jax.lax.cond(due, lambda: evaluate(lanes, clock, data), lambda: (lanes, nothing))
+    return jax.lax.cond(due, lambda: evaluate(lanes, hyper, clock, data), lambda: (lanes, nothing))
 
 
 def _zeros(shapes: Any) -> Any:

@@ -454,7 +454,7 @@ class PPO:
             "clip_fraction": jnp.mean((jnp.abs(ratio - 1) > limit).astype(jnp.float32)),
         }
 
-    def probe(self, state: PPOState) -> dict[str, jax.Array]:
+    def probe(self, state: PPOState, hyper: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
         """What is seen inside on the last observations: of the policy, where the network has a part of that name.
 
         `dormant_units` is the share, over all hidden layers, of units above 0 on at most 1 % of the observations, and
@@ -462,7 +462,7 @@ class PPO:
         are `RECENT` observations.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(_policy(state.params))}
-        seen |= step_size_metrics(state.optimizer, self.units)
+        seen |= step_size_metrics(state.optimizer, self.units, (hyper or {}).get("step_size"))
         if self.units is None or not self.units.groups:
             return seen
         groups = [g for g in self.units.groups if g.name.startswith("policy/")] or list(self.units.groups)

@@ -294,15 +294,17 @@ class SupervisedLearner:
         best = best._replace(score=jnp.where(ends_task, -1.0, best.score))
         return state._replace(params=params, variables=variables, best=best)
 
-    def probe(self, state: SupervisedState, x: jax.Array) -> dict[str, jax.Array]:
+    def probe(
+        self, state: SupervisedState, x: jax.Array, hyper: Mapping[str, Any] | None = None
+    ) -> dict[str, jax.Array]:
         """What is seen inside: the weights' mean magnitude, and over all hidden units what they do on the inputs `x`.
 
         Ranks are those of layers whose units have one value per example (dense layers, and what is pooled over all
         positions), summed over such layers and divided by the number of their units. Of an optimizer that learns step
-        sizes, what `step_size_metrics` says of them too.
+        sizes, what `step_size_metrics` says of them too, beside the first one where `hyper` has it.
         """
         seen = {"mean_weight_magnitude": metrics.mean_weight_magnitude(state.params)}
-        seen |= step_size_metrics(state.optimizer, self.units)
+        seen |= step_size_metrics(state.optimizer, self.units, (hyper or {}).get("step_size"))
         if self.units is None or not self.units.groups:
             return seen
         features = self._features(self.units, state, normalised(state.inputs, x))

@@ -318,7 +318,7 @@ def test_the_grid_of_the_page_is_one(tmp_path):
     (tmp_path / "tuning.toml").write_text(text)
     (experiment,) = read_grid(tmp_path / "tuning.toml")
     assert [len(job.lanes) // 20 for job in resolve(experiment).jobs] == [5, 15, 15]
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
 
 
 def test_a_setting_of_the_task_is_swept_and_drawn_over(tmp_path, capsys):

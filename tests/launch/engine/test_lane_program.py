@@ -119,14 +119,14 @@ def ones(batches, name="first", selects=False):
 )
 def test_sums_are_over_as_many_batches_as_there_are_now(batches, expected):
     program = supervised_program(Measured((lambda clock: ones(batches),)), learner(), 5)
-    _, metrics = jax.jit(program.evaluate)(carry_of(program, 3.0), jnp.int32(5), ())
+    _, metrics = jax.jit(program.evaluate)(carry_of(program, 3.0), HYPER, jnp.int32(5), ())
     assert numbers(metrics) == {"first": expected}
 
 
 def test_the_number_of_batches_may_follow_the_clock():
     program = supervised_program(Measured((lambda clock: ones(clock // 10),)), learner(), 5)
     evaluate = jax.jit(program.evaluate)
-    seen = [numbers(evaluate(carry_of(program, 4.0), jnp.int32(c), ())[1])["first"] for c in (5, 10, 20)]
+    seen = [numbers(evaluate(carry_of(program, 4.0), HYPER, jnp.int32(c), ())[1])["first"] for c in (5, 10, 20)]
     assert seen == [(0, 0), (4, 5), (8, 9)]
 
 
@@ -135,8 +135,8 @@ def test_a_diverged_lane_counts_as_failure_as_often_as_it_is_measured():
     program = supervised_program(Measured(given), learner(), 5)
     lost = carry_of(program, 3.0, diverged=jnp.array(True))
     evaluate = jax.jit(program.evaluate)
-    assert numbers(evaluate(lost, jnp.int32(20), ())[1]) == {"first": (0.25 * 9, 9), "free": (3, 5)}
-    assert numbers(evaluate(lost, jnp.int32(5), ())[1])["first"] == (0, 0)
+    assert numbers(evaluate(lost, HYPER, jnp.int32(20), ())[1]) == {"first": (0.25 * 9, 9), "free": (3, 5)}
+    assert numbers(evaluate(lost, HYPER, jnp.int32(5), ())[1])["first"] == (0, 0)
 
 
 def selecting():
@@ -149,14 +149,14 @@ def test_what_is_selected_is_what_later_evaluations_see():
     evaluate, carry = jax.jit(program.evaluate), carry_of(program)
     found = []
     for clock, weight in ((5, 2), (10, 4), (15, 3)):
-        carry, metrics = evaluate(with_weight(carry, weight), jnp.int32(clock), ())
+        carry, metrics = evaluate(with_weight(carry, weight), HYPER, jnp.int32(clock), ())
         found.append((numbers(metrics), float(carry.learner.params["weight"])))
     assert found == [
         ({"first": (2, 5), "seen": (0, 0)}, 2),
         ({"first": (4, 5), "seen": (4, 5)}, 4),
         ({"first": (3, 5), "seen": (4, 5)}, 4),
     ]
-    carry, metrics = evaluate(with_weight(carry, 1), jnp.int32(20), ())
+    carry, metrics = evaluate(with_weight(carry, 1), HYPER, jnp.int32(20), ())
     assert float(carry.learner.best.score) == pytest.approx(0.2)
 
 
@@ -164,32 +164,32 @@ def test_nothing_is_selected_by_what_was_not_measured_or_by_a_learner_that_does_
     task = Measured((lambda clock: ones(clock // 10, selects=True),))
     program = supervised_program(task, learner(), 5)
     carry = carry_of(program, 3.0)
-    after, _ = jax.jit(program.evaluate)(carry, jnp.int32(5), ())
+    after, _ = jax.jit(program.evaluate)(carry, HYPER, jnp.int32(5), ())
     assert float(after.learner.best.score) == -1
     program = supervised_program(task, learner(selects=False), 5)
-    after, metrics = jax.jit(program.evaluate)(carry_of(program, 3.0), jnp.int32(10), ())
+    after, metrics = jax.jit(program.evaluate)(carry_of(program, 3.0), HYPER, jnp.int32(10), ())
     assert after.learner.best is None
     assert numbers(metrics) == {"first": (3, 5)}
 
 
 def test_lanes_select_each_for_itself():
     program = supervised_program(selecting(), learner(), 5)
-    evaluate = jax.jit(jax.vmap(program.evaluate, in_axes=(0, None, None)))
+    evaluate = jax.jit(jax.vmap(program.evaluate, in_axes=(0, None, None, None)))
     lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(carry_of(program, w) for w in (2.0, 4.0)))
-    lanes, _ = evaluate(lanes, jnp.int32(5), ())
+    lanes, _ = evaluate(lanes, HYPER, jnp.int32(5), ())
     lanes = lanes._replace(learner=lanes.learner._replace(params={"weight": jnp.array([3.0, 3.0])}))
-    lanes, _ = evaluate(lanes, jnp.int32(10), ())
+    lanes, _ = evaluate(lanes, HYPER, jnp.int32(10), ())
     assert lanes.learner.params["weight"].tolist() == [3, 4]
 
 
 def test_every_probe_batch_has_its_ending_and_weights_are_measured_once():
     class Sees(SupervisedLearner):
-        def probe(self, state, x):
+        def probe(self, state, x, hyper):
             return {"dead_units": jnp.sum(x), "mean_weight_magnitude": jnp.float32(7)}
 
     seeing = Sees(Counted(), (2,), "cross_entropy", lambda hyper, key: optax.sgd(0.0), selects=True)
     program = supervised_program(Measured(), seeing, 5)
-    found = numbers(program.probe(carry_of(program), jnp.int32(0), ()))
+    found = numbers(program.probe(carry_of(program), HYPER, jnp.int32(0), ()))
     assert found == {
         "dead_units": (45, 1),
         "dead_units_old_classes": (90, 1),
@@ -224,22 +224,22 @@ def test_previews_and_trials_are_measured_before_a_task_and_failures_of_a_diverg
 
     tries = Tries(Counted(), (2,), "cross_entropy", lambda hyper, key: optax.sgd(0.0))
     program = supervised_program(Previewed(), tries, 5)
-    assert numbers(program.probe(carry_of(program), jnp.int32(10), ())) == {"bits": (6, 3), "tried": (3, 2)}
-    assert numbers(program.probe(carry_of(program), jnp.int32(5), ())) == {"bits": (6, 3), "tried": (0, 0)}
-    lost = program.probe(carry_of(program, diverged=jnp.array(True)), jnp.int32(0), ())
+    assert numbers(program.probe(carry_of(program), HYPER, jnp.int32(10), ())) == {"bits": (6, 3), "tried": (3, 2)}
+    assert numbers(program.probe(carry_of(program), HYPER, jnp.int32(5), ())) == {"bits": (6, 3), "tried": (0, 0)}
+    lost = program.probe(carry_of(program, diverged=jnp.array(True)), HYPER, jnp.int32(0), ())
     assert numbers(lost)["tried"] == (16, 2)
 
 
 def test_nothing_is_told_of_the_inside_of_a_diverged_lane():
     class Sees(SupervisedLearner):
-        def probe(self, state, x):
+        def probe(self, state, x, hyper):
             return {"dormant_units": jnp.zeros([]), "mean_weight_magnitude": jnp.float32(2)}
 
     seeing = Sees(Counted(), (2,), "cross_entropy", lambda hyper, key: optax.sgd(0.0))
     program = supervised_program(Measured(), seeing, 5)
     inside = {"dormant_units": (0, 1), "dormant_units_old_classes": (0, 1), "mean_weight_magnitude": (2, 1)}
-    assert numbers(program.probe(carry_of(program), jnp.int32(0), ())) == inside
-    lost = program.probe(carry_of(program, diverged=jnp.array(True)), jnp.int32(0), ())
+    assert numbers(program.probe(carry_of(program), HYPER, jnp.int32(0), ())) == inside
+    lost = program.probe(carry_of(program, diverged=jnp.array(True)), HYPER, jnp.int32(0), ())
     assert lost.keys() == inside.keys()
     assert all(mean.count == 0 for mean in lost.values())  # as if it had not been measured
 
@@ -265,7 +265,7 @@ def test_tasks_of_different_lengths_know_where_they_begin_and_end():
 def test_the_loop_looks_inside_only_where_a_task_begins():
     program = supervised_program(Measured(ends=10), learner(), 5)
     program = dataclasses.replace(
-        program, probe=lambda carry, clock, data: {"looked": Mean(clock.astype(jnp.float32), jnp.ones([]))}
+        program, probe=lambda carry, hyper, clock, data: {"looked": Mean(clock.astype(jnp.float32), jnp.ones([]))}
     )
     lanes = jax.vmap(lambda key: program.init(key, HYPER, ()))(jax.random.split(jax.random.key(0), 2))
     chunk = jax.jit(functools.partial(chunk_of_steps, program, 5))
@@ -346,7 +346,7 @@ def test_with_every_method_the_state_keeps_its_types_whatever_is_computed_in(net
     assert {leaf.dtype for leaf in jax.tree.leaves(carry.learner.params)} == {jnp.dtype("float32")}
     for later in (
         jax.eval_shape(program.step, carry, hyper, jnp.int32(0), data)[0],
-        jax.eval_shape(program.evaluate, carry, jnp.int32(2), data)[0],
+        jax.eval_shape(program.evaluate, carry, hyper, jnp.int32(2), data)[0],
     ):
         assert form(later) == form(carry)
 

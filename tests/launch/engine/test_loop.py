@@ -28,11 +28,11 @@ def _step(carry, hyper, clock, data):
     return {"steps": carry["steps"] + 1, "value": value}, metrics
 
 
-def _probe(carry, clock, data):
+def _probe(carry, hyper, clock, data):
     return {"probed": Mean(1000.0 * clock + carry["steps"], ONE)}
 
 
-def _evaluate(carry, clock, data):
+def _evaluate(carry, hyper, clock, data):
     return carry, {"evaluated": Mean(2 * (1000.0 * clock + carry["steps"]), 2 * ONE)}
 
 
@@ -65,11 +65,11 @@ def by_hand(program, steps, lane):
 
     for clock in range(steps):
         if clock % program.probe_every == 0:
-            add(clock // program.bin, _probe(carry, clock, DATA))
+            add(clock // program.bin, _probe(carry, hyper, clock, DATA))
         carry, metrics = _step(carry, hyper, jnp.int32(clock), DATA)
         add(clock // program.bin, metrics)
         if (clock + 1) % program.evaluate_every == 0:
-            add(clock // program.bin, _evaluate(carry, clock + 1, DATA)[1])
+            add(clock // program.bin, _evaluate(carry, hyper, clock + 1, DATA)[1])
     return carry, seen
 
 
