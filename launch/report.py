@@ -150,11 +150,8 @@ def _learns_step_sizes(run: Run) -> bool:
 def _step_sizes(runs: Sequence[Run], options: Options) -> Part:
     """Of runs that learn step sizes: quantiles by layer, share collapsed and correlations late; medians over time."""
     tables, medians, window = [], [], options.window or 0.1
-    for beginning in (
-        STEP_SIZE,
-        "collapsed_step_sizes",
-        "step_size_",
-    ):  # correlations are those of methods that replace units
+    # Correlations are those of methods that replace units, shortened steps those of one optimizer.
+    for beginning in (STEP_SIZE, "collapsed_step_sizes", "shortened_steps", "step_size_"):
         own = [run for run in runs if any(name.startswith(beginning) for name in run.metrics)]
         names = [name for name in (own[0].metrics if own else ()) if name.startswith(beginning)]
         names = [name for name in names if all(_measured(run, name, window) for run in own)]

@@ -90,6 +90,7 @@ METRICS: dict[str, MetricStyle] = {
     "clip_fraction": MetricStyle("clipped samples (%)", "lower", 100.0),
     "approximate_kl": MetricStyle("approximate KL divergence (nats)", "lower"),
     "collapsed_step_sizes": MetricStyle("step sizes below 1/1000 of the first (%)", "lower", 100.0),
+    "shortened_steps": MetricStyle("steps shortened so far", "lower"),
     "step_size_age_correlation": MetricStyle("correlation of a unit's step sizes and age", "higher"),
     "step_size_utility_correlation": MetricStyle("correlation of a unit's step sizes and utility", "higher"),
     "entropy": MetricStyle("entropy of the policy (nats)", "higher"),

@@ -19,7 +19,13 @@ from tasks.base import Batch, Environment, Evaluation, Step, Task, gradual
 DIVERGED = 1e6
 """A lane whose loss reaches this, or is not a number, has diverged for good."""
 
-SAME_FOR_ALL_INPUTS = ("mean_weight_magnitude", "log10_step_size", "step_size_", "collapsed_step_sizes")
+SAME_FOR_ALL_INPUTS = (
+    "mean_weight_magnitude",
+    "log10_step_size",
+    "step_size",
+    "collapsed_step_sizes",
+    "shortened_steps",
+)
 """What the names of diagnostics begin with that do not depend on what the network is shown."""
 
 

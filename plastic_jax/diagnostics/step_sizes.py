@@ -25,6 +25,8 @@ def step_size_metrics(
     - `log10_step_size_low.LAYER`, `..._median.LAYER`, `..._high.LAYER`: the 10 %, 50 % and 90 % quantile of the decimal
       logarithms of a layer's step sizes. A layer is the parameters that differ in the last part of their names only.
     - `collapsed_step_sizes`, with `first`: the share of step sizes below `COLLAPSED * first`.
+    - `shortened_steps`, where the state counts them (`smd`): steps so far that were shortened so as not to overshoot. A
+      large share of all steps is the diagnosis that step sizes are too large.
     - `step_size_age_correlation`, `step_size_utility_correlation`, with `units` and where the state holds a method that
       replaces units: Pearson's correlation over the units of each group, averaged over groups, of the logarithm of a
       unit's mean incoming step size with its age, or its utility. NaN where one of the two is the same for all units.
@@ -53,20 +55,29 @@ def step_size_metrics(
     if first is not None and sizes:
         whole = jnp.concatenate(list(sizes.values()))
         found["collapsed_step_sizes"] = jnp.mean(whole < COLLAPSED * first)
+    counts = [node.shortened for node in _parts_with(state, "shortened")]
+    if counts:
+        found["shortened_steps"] = jnp.sum(jnp.stack(counts)).astype(jnp.float32)
     for tree in trees if units is not None else ():
         if all(jnp.ndim(leaf) for leaf in jax.tree.leaves(tree)):
             found |= _correlations(state, units, tree)
     return found
 
 
+def _parts_with(state: Any, field: str) -> list[Any]:
+    """The named tuples in a state that have a field of that name, also those inside of one another."""
+
+    def has(node: Any) -> bool:
+        return field in getattr(node, "_fields", ())
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=has) if has(node)]
+    return [part for node in found for part in (node, *_parts_with(tuple(node), field))]
+
+
 def _correlations(state: Any, units: Any, tree: Any) -> dict[str, jax.Array]:
     """With what is known of units, by the names that methods have for it."""
-
-    def told(node: Any) -> bool:
-        return isinstance(getattr(node, "age", None), dict)
-
     found = {}
-    for node in filter(told, jax.tree.leaves(state, is_leaf=told)):
+    for node in _parts_with(state, "age"):
         for field in ("age", "utility"):
             known = getattr(node, field, None)
             groups = [g for g in units.groups if isinstance(known, dict) and g.name in known]

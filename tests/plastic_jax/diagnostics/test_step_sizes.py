@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from plastic_jax import MLP, continual_backprop, metaoptimize, trace_units
+from plastic_jax import MLP, continual_backprop, l2_init, metaoptimize, smd, sparse, trace_units
 from plastic_jax.diagnostics.step_sizes import step_size_metrics
 
 NETWORK = MLP(widths=(4,), outputs=2)
@@ -40,10 +40,18 @@ def test_units_whose_step_sizes_grow_with_age_are_seen(sign):
     betas = state.inner.log_step_size
     betas["Dense_0"]["kernel"] = betas["Dense_0"]["kernel"] + sign * 0.1 * ages
     state = state._replace(age={"Dense_0": ages}, inner=state.inner._replace(log_step_size=betas))
-    found = step_size_metrics(state, UNITS)
-    np.testing.assert_allclose(found["step_size_age_correlation"], sign, rtol=1e-4)
+    around = sparse(tx, density=0.5, key=jax.random.key(2)).init(PARAMS)  # which knows an age of its own
+    for each in (state, around._replace(inner=state)):
+        found = step_size_metrics(each, UNITS)
+        np.testing.assert_allclose(found["step_size_age_correlation"], sign, rtol=1e-4)
     assert np.isnan(found["step_size_utility_correlation"])
     assert "collapsed_step_sizes" not in found
+
+
+def test_steps_that_smd_shortened_are_counted_inside_of_methods():
+    state = l2_init(smd(0.1), strength=0.1).init(PARAMS)
+    state = state._replace(inner=state.inner._replace(shortened=jnp.int32(7)))
+    assert float(step_size_metrics(state)["shortened_steps"]) == 7
 
 
 def test_shared_step_sizes_have_a_distribution_and_other_optimizers_none():
