@@ -14,8 +14,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 for _name, _value in {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",  # XLA's threads; workers would fight over the cores
-    # Most time is compiling; `make test-slow` lets XLA optimize.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    # Most time is compiling, which takes a fifth so; `make test-slow` lets XLA optimize.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
     "JAX_COMPILATION_CACHE_DIR": str(CACHE / "plastic_jax" / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }.items():

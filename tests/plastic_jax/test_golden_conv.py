@@ -100,7 +100,8 @@ def replay(trace, dtype):
         logits, features = units.apply(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), (logits, features)
 
-    @jax.jit
+    # Many steps of products: here optimizing costs less than it saves.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def step(params, state, x, y):
         (loss, (logits, features)), gradient = jax.value_and_grad(objective, has_aux=True)(params, x, y)
         updates, state = tx.update(gradient, state, params, features=features)

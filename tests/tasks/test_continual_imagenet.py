@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tasks.base import Spec
 from tasks.continual_imagenet import HEADS, ContinualImageNet, _unranked
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet32"
@@ -209,10 +210,8 @@ def test_the_probe_is_what_the_upcoming_task_begins_with(make):
 
 def test_spec_schedule_and_note(make, folder):
     task = make()
-    assert task.spec == (
-        (4, 5, 3), 2, "cross_entropy", 4,
-        {"online_accuracy": 0.5, "test_accuracy": 0.5, "test_accuracy_in_task": 0.5, "loss": math.log(2)},
-    )  # fmt: skip
+    failure = {"online_accuracy": 0.5, "test_accuracy": 0.5, "test_accuracy_in_task": 0.5, "loss": math.log(2)}
+    assert task.spec == Spec((4, 5, 3), 2, "cross_entropy", 4, failure)
     assert make(head="multi").spec.failure == task.spec.failure
     assert task.schedule == (STEPS, 2, STEPS, PAIRS * STEPS, None)
     assert task.pairs == PAIRS

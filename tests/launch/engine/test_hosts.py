@@ -110,6 +110,7 @@ def metrics(workdir):
         return dict(file)
 
 
+@pytest.mark.slow
 def test_two_processes_come_out_as_one_also_when_one_is_told_to_stop_and_they_go_on(folder):
     workdir = folder / "two"
     ended(two(folder, workdir, STEPS, tiny.TRAIN, [sys.executable, "-c", STOPPED]), 143)

@@ -199,7 +199,7 @@ def test_keyword_arguments_and_what_is_no_array():
     features = graph.apply(P, X, "relu", train=True, scale=jnp.float32(3.0))[1]["a"]
     np.testing.assert_allclose(features, 3 * relu(X @ P["a"]), rtol=1e-6)
     np.testing.assert_allclose(
-        graph.apply(P, X, "tanh", train=False, scale=0.0)[1]["a"], np.tanh(X @ P["a"]), rtol=1e-5
+        graph.apply(P, X, "tanh", train=False, scale=0.0)[1]["a"], np.tanh(X @ P["a"]), rtol=1e-5, atol=1e-6
     )
 
 
