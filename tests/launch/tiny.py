@@ -67,7 +67,7 @@ PAIRS += [("minatar", method) for method in ("continual_backprop", "fresh_networ
 that make the learner do something else."""
 LATER = (*MADE, "minatar")
 """Tasks that only `make test-slow` stops and goes on with; the games compile for long."""
-IN_SHORT = (*TRAINED_OTHERWISE, "redo", "shrink_and_perturb")
+IN_SHORT = ("dropout", "continual_backprop", "fresh_network", "online_normalization", "redo", "shrink_and_perturb")
 QUICK = [
     (task, method)
     for task, method in PAIRS

@@ -46,6 +46,7 @@ from plastic_jax.methods.weight_clipping import weight_clipping
 from plastic_jax.methods.weight_decay import weight_decay
 from plastic_jax.optimizers.adam import adam
 from plastic_jax.signature import static_args
+from tests.marks import slow_unless
 
 NETWORK = MLP(widths=(4, 3), outputs=2)
 X = jax.random.normal(jax.random.key(0), (5, 6))
@@ -429,6 +430,10 @@ def test_every_method_of_the_library_is_among_them():
     assert marked == {method.inject[0].__name__ for method in METHODS.values()} - {"adam"}
 
 
+EAGER = ("continual_backprop", "redo", "l2_init", "spectral", "shrink_and_perturb", "swr", "hare_and_tortoise")
+"""One of each kind: `make test` steps these without a compiler, `make test-slow` all."""
+
+
 @pytest.fixture(params=METHODS)
 def method(request):
     return METHODS[request.param]
@@ -516,6 +521,7 @@ def test_lanes_scan_and_python_loop_agree(method):
     assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@pytest.mark.parametrize("method", slow_unless(lambda name: name in EAGER, METHODS), indirect=True)
 def test_compiled_is_eager(method):
     tx = method.build(numbers(method), KEY)
     state, gradient = tx.init(PARAMS), jax.tree.map(jnp.cos, PARAMS)

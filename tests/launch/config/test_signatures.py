@@ -16,7 +16,7 @@ from launch.config.optimizers import OPTIMIZER, OPTIMIZERS
 from launch.config.registry import LEARNERS, TASKS
 from launch.config.signatures import GIVEN, imported, read_fields, read_signature
 from launch.errors import InputError
-from plastic_jax.methods import signature
+from plastic_jax import signature
 from plastic_jax.signature import Range
 
 ROOT = Path(__file__).parents[3]
