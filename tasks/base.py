@@ -331,8 +331,8 @@ class _Gradual(Task):
         return self.task.load()
 
     def init(self, key: jax.Array, data: Any) -> GradualState:
-        now, before = self.task.init(key, data), self.task.init(key, data)
-        return GradualState(jax.random.fold_in(key, _MIXED), now, before)
+        now = self.task.init(key, data)
+        return GradualState(jax.random.fold_in(key, _MIXED), now, now)
 
     def next(self, state: GradualState, clock: jax.Array, data: Any) -> tuple[GradualState, Batch]:
         start, length, earlier, lasted = self._tasks_at(clock)

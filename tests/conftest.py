@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"RECORDED TRACES NOT TESTED: not found: {GOLDEN}")
     return GOLDEN
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with few small pictures, as the image tasks read them."""
+    from tests.launch import tiny  # which imports jax
+
+    folder = tmp_path_factory.mktemp("images")
+    tiny.write_pictures(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
 
 
 @pytest.hookimpl(trylast=True)

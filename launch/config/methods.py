@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.config.hyperparameters import Hyperparameter, Option
 from launch.config.optimizers import OPTIMIZER, OPTIMIZERS
-from launch.config.signatures import Signature, imported, read_signature
+from launch.config.signatures import FromFactory, imported
 from launch.config.syntax import Call
 from launch.errors import InputError, unknown
 
@@ -44,7 +44,7 @@ DROPOUT_RATE = Hyperparameter(0.1, 0, 0.95, "probability with which a unit is dr
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodSpec:
+class MethodSpec(FromFactory):
     """A method as runs know it: an optax transformation, and what the learner does beside it.
 
     Attributes:
@@ -85,11 +85,6 @@ class MethodSpec:
     optimizer: str = "sgd"
     source: str = ""
     aliases: tuple[str, ...] = ()
-
-    @property
-    def signature(self) -> Signature | None:
-        """What the factory says of itself."""
-        return read_signature(self.factory) if self.factory else None
 
     @functools.cached_property
     def settings(self) -> dict[str, Hyperparameter | Option]:
@@ -142,11 +137,6 @@ class MethodSpec:
     def task_aware(self) -> bool:
         """Whether it sees task boundaries."""
         return self.restart or self.fresh_head or "boundary" in self.needs
-
-    @property
-    def described(self) -> str:
-        """The summary."""
-        return self.summary or ("" if self.signature is None else self.signature.summary)
 
     @property
     def references(self) -> str:

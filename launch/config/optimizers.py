@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.config.hyperparameters import Hyperparameter, Option
-from launch.config.signatures import Signature, imported, read_signature
+from launch.config.signatures import FromFactory, imported, read_signature
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and lists are printed without it
     import optax
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerSpec:
+class OptimizerSpec(FromFactory):
     """An optimizer as runs know it.
 
     Attributes:
@@ -34,11 +34,6 @@ class OptimizerSpec:
     streams: bool = False
     by_weight: bool = False
 
-    @property
-    def signature(self) -> Signature | None:
-        """What the factory says of itself."""
-        return read_signature(self.factory) if self.factory else None
-
     @functools.cached_property
     def settings(self) -> dict[str, Hyperparameter | Option]:
         """Its settings beside those of `OPTIMIZER` by name."""
@@ -54,11 +49,6 @@ class OptimizerSpec:
     def needs(self) -> tuple[str, ...]:
         """The extra arguments that its `update` cannot do without."""
         return () if self.signature is None else self.signature.needs
-
-    @property
-    def described(self) -> str:
-        """The summary."""
-        return self.summary or ("" if self.signature is None else self.signature.summary)
 
     def build(self, values: Mapping[str, Any]) -> "optax.GradientTransformation":
         """The transformation with these settings, of which it takes those that it has."""

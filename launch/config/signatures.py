@@ -90,6 +90,28 @@ def read_signature(code: str) -> Signature:
                      required, tuple(needs))  # fmt: skip
 
 
+class FromFactory:
+    """An entry of a registry that has a factory, `package.module:name` or empty, and reads it for what it does not say.
+
+    Attributes:
+        factory: the function that makes it.
+        summary: one line; where it is empty, the first of the factory's docstring.
+    """
+
+    factory: str
+    summary: str
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the factory says of itself."""
+        return read_signature(self.factory) if self.factory else None
+
+    @property
+    def described(self) -> str:
+        """The summary."""
+        return self.summary or ("" if self.signature is None else self.signature.summary)
+
+
 @functools.cache
 def read_fields(code: str) -> Fields:
     """The docstring and the fields of a dataclass, those of the classes that it is made from first."""

@@ -111,15 +111,16 @@ def gauss_newton(apply: Callable[[Any], Any], loss: Callable[[Any], jax.Array], 
         0, and the product lacks them too.
     """
 
+    outputs, pull = jax.vjp(apply, params)
+    # Reverse mode twice: models with custom backward passes (`as_products`) have no forward mode.
+    _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jax.tree.map(jnp.zeros_like, outputs))
+
     def product(direction: Any) -> Any:
         names, given = leaf_names(params), dict(named_leaves(direction))
         leaves = [
             jnp.asarray(given[name], leaf.dtype) if name in given else jnp.zeros_like(leaf)
             for name, leaf in zip(names, jax.tree.leaves(params), strict=True)
         ]
-        outputs, pull = jax.vjp(apply, params)
-        # Reverse mode twice: models with custom backward passes (`as_products`) have no forward mode.
-        _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jax.tree.map(jnp.zeros_like, outputs))
         (moved,) = push(jax.tree.unflatten(jax.tree.structure(params), leaves))
         bent = jax.jvp(jax.grad(loss), (outputs,), (moved,))[1]
         found = dict(named_leaves(pull(bent)[0]))

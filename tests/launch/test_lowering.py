@@ -19,16 +19,6 @@ from tests.marks import slow_unless
 LANES, STEPS = 2, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def images(tmp_path_factory):
-    """Few small images for the tasks that need some."""
-    folder = tmp_path_factory.mktemp("images")
-    tiny.write_pictures(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        yield folder
-
-
 def exported(of, method, parallel="lanes"):
     plan = resolve(Experiment(methods=method, seeds=(0,), **of))
     job = plan.jobs[0]

@@ -16,7 +16,6 @@ from plastic_jax import MLP, trace_units
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 COMMITTED = {"conv": "image_traces.npz", "mlp": "mlp_traces.npz", "ppo": "ppo_traces.npz", "resnet": "image_traces.npz"}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 GOLDEN = pathlib.Path(__file__).parents[2].parent / "shared" / "golden"
 
 
@@ -136,8 +135,8 @@ def _program(config, inputs, widths, make_tx, see, arguments):
         updates, state = tx.update(gradient, state, params, **more)
         return optax.apply_updates(params, updates), state, loss, see(state)
 
-    init = jax.jit(lambda params, extra: make_tx(config, units, extra).init(params), compiler_options=QUICK)
-    return jax.jit(step, compiler_options=QUICK), init
+    init = jax.jit(lambda params, extra: make_tx(config, units, extra).init(params))
+    return jax.jit(step), init
 
 
 def assert_tree_close(actual, expected, **tolerance):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tests.marks import slow_unless
-from tests.plastic_jax.test_contract import KEY, METHODS, PARAMS, STEPS, one_step, quick, types
+from tests.plastic_jax.test_contract import KEY, METHODS, PARAMS, STEPS, one_step, types
 
 NAMES = [name for name in METHODS if name != "adam"]  # which wraps nothing
 PAIRS = [(outer, inner) for outer in NAMES for inner in NAMES]
@@ -62,7 +62,7 @@ def test_methods_around_one_another_learn_with_finite_numbers(names):
         carry = (params, tx.init(params))
         return jax.lax.scan(lambda c, clock: (one_step(tx, *c, clock), None), carry, jnp.arange(STEPS))[0]
 
-    params, state = quick(steps, PARAMS)
+    params, state = jax.jit(steps)(PARAMS)
     floats = [leaf for leaf in jax.tree.leaves((params, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(np.isfinite(leaf).all() for leaf in floats)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (params, PARAMS)), strict=True))

@@ -58,9 +58,6 @@ _VALUES = UNITS.apply(PARAMS, X)[1]
 FEATURES: Any = {"features": _VALUES, "feature_gradients": jax.tree.map(jnp.sin, _VALUES)}
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 def fresh(key):
     return NETWORK.init(key, X)["params"]
 
@@ -462,11 +459,6 @@ def one_step(tx, params, state, clock, **extra):
     return optax.apply_updates(params, updates), state
 
 
-def quick(function, *arguments, **options) -> Any:
-    """`function(*arguments)`, compiled in a hurry."""
-    return jax.jit(function, **options).lower(*arguments).compile(QUICK)(*arguments)
-
-
 def scanned(method, h, key) -> Any:
     tx = method.build(h, key)
     carry = (PARAMS, tx.init(PARAMS))
@@ -510,7 +502,7 @@ def test_lanes_scan_and_python_loop_agree(method):
     """vmap = loop over lanes with keys and numbers of their own, scan = loop over steps, one compilation for all."""
     lanes = [(numbers(method), KEY), (numbers(method, step_size=0.05), jax.random.key(8))]
     h, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-    mapped = quick(jax.vmap(lambda h, key: scanned(method, h, key)), h, keys)
+    mapped = jax.jit(jax.vmap(lambda h, key: scanned(method, h, key)))(h, keys)
     step = jax.jit(lambda h, key, params, state, clock: one_step(method.build(h, key), params, state, clock))
     for lane, (h, key) in enumerate(lanes):
         h = jax.tree.map(jnp.asarray, h)
@@ -526,7 +518,7 @@ def test_compiled_is_eager(method):
     tx = method.build(numbers(method), KEY)
     state, gradient = tx.init(PARAMS), jax.tree.map(jnp.cos, PARAMS)
     extra = FEATURES | {"boundary": jnp.array(True), "clock": jnp.int32(3)}
-    compiled = quick(lambda gradient, extra: tx.update(gradient, state, PARAMS, **extra), gradient, extra)
+    compiled = jax.jit(lambda gradient, extra: tx.update(gradient, state, PARAMS, **extra))(gradient, extra)
     with jax.disable_jit():  # else every branch is compiled as well, and every function of jax.numpy for itself
         eager = tx.update(gradient, state, PARAMS, **extra)
     assert_close(compiled, eager)
@@ -559,7 +551,7 @@ def test_works_with_injected_numbers_and_its_state_may_be_given_away(method):
         return [one_step(tx, params, state, 3) for tx, state in zip(forms, states, strict=True)]
 
     states = [tx.init(PARAMS) for tx in forms]
-    (alone, state), (with_injected, injected_state) = quick(step, PARAMS, states, donate_argnums=1)
+    (alone, state), (with_injected, injected_state) = jax.jit(step, donate_argnums=1)(PARAMS, states)
     assert_close(alone, with_injected)
     assert_close(state, injected_state.inner_state)
     direct.init(PARAMS)  # what the caller gave is still there
@@ -602,7 +594,7 @@ def test_works_inside_of_optax_wrappers(method):
         return gradients, {name: jnp.int32(call // 2 if name in given else call) for name in forms}
 
     carry = jax.jit(begin)()
-    compiled = jax.jit(step).lower(carry, *arguments(0)).compile(QUICK)
+    compiled = jax.jit(step)
     carries = [carry := compiled(carry, *arguments(call)) for call in range(4)]
     done = {name: carries[3 if name in given else 1][name] for name in forms}
     params, state = done.pop("plain")
@@ -623,7 +615,7 @@ def test_works_inside_of_optax_wrappers(method):
 def test_state_comes_back_from_disk_as_it_was(method, tmp_path):
     """With orbax, flax's msgpack, pickle and equinox."""
     tx = method.build(numbers(method), KEY)
-    _, state = quick(lambda params: one_step(tx, params, tx.init(params), 0), PARAMS)
+    _, state = jax.jit(lambda params: one_step(tx, params, tx.init(params), 0))(PARAMS)
     check_saving(state, tmp_path)
 
 

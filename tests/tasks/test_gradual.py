@@ -12,21 +12,12 @@ from launch.config.syntax import parse_call
 from tasks.base import gradual
 from tasks.continual_imagenet import ContinualImageNet
 from tests.launch import tiny
+from tests.marks import slow_unless
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEY = jax.random.key(5)
 STREAMS = [name for name in tiny.SMALL if name != "ant"]
 QUICK_STREAMS = ("slowly_changing_regression", "label_permuted_mnist", "incremental_cifar100")
 """Those of `make test`: without data, with them, and with tasks of unequal length whose classes count."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    tiny.write_pictures(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        yield folder
 
 
 def batches_of(steps, *tasks):
@@ -36,7 +27,7 @@ def batches_of(steps, *tasks):
     def show(data):
         return [jax.lax.scan(lambda s, c, t=t: t.next(s, c, data), t.init(KEY, data), clocks)[1] for t in tasks]
 
-    return jax.tree.map(np.asarray, jax.jit(show).lower(data).compile(QUICK)(data))
+    return jax.tree.map(np.asarray, jax.jit(show)(data))
 
 
 def rows(batches, step):
@@ -48,14 +39,10 @@ def rows(batches, step):
     return np.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize("name", QUICK_STREAMS)
-def test_every_example_is_of_the_new_task_or_of_the_same_step_of_the_task_before(name, folder):
-    check_stream(name, folder)
-
-
-def check_stream(name, folder):
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in QUICK_STREAMS, STREAMS))
+def test_every_example_is_of_the_new_task_or_of_the_same_step_of_the_task_before(name, images):
     """Mixed and plain batches of the task of that name, an example at a time, and how many are of the task before."""
-    task = find_task(parse_call("--task", tiny.small(name, folder)["task"]))[1].fitted
+    task = find_task(parse_call("--task", tiny.small(name, images)["task"]))[1].fitted
     if name == "continual_imagenet":
         task = dataclasses.replace(task, head="multi")  # the classes that count are others in every task
     assert gradual(dataclasses.replace(task, abruptness=1)) == dataclasses.replace(task, abruptness=1)
@@ -88,8 +75,8 @@ def check_stream(name, folder):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, "no", True, float("nan")])
-def test_an_abruptness_that_cannot_be_is_refused(value, folder):
+def test_an_abruptness_that_cannot_be_is_refused(value, images):
     with pytest.raises(ValueError, match=r"abruptness: got .*, allowed are numbers from 0 to 1"):
-        ContinualImageNet(dataset="tiny", data_dir=str(folder), abruptness=value)
+        ContinualImageNet(dataset="tiny", data_dir=str(images), abruptness=value)
     with pytest.raises(ValueError, match="abruptness"):
         gradual(dataclasses.replace(tiny.Drift(), abruptness=value))

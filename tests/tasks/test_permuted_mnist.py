@@ -1,6 +1,5 @@
 """Online permuted MNIST: the law of the stream, any task from its number, what is measured when."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.permuted_mnist import PermutedMNIST
+from tests.tasks.streams import run, stream
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "tfds"
 EXAMPLES, TEST, PIXELS = 40, 20, 12
@@ -38,16 +38,6 @@ def folder(tmp_path_factory):
 def make(folder):
     small = {"dataset": "tiny", "data_dir": str(folder), "probe_size": 5, "evaluation_size": 8}
     return lambda **fields: PermutedMNIST(**(small | fields))
-
-
-@functools.partial(jax.jit, static_argnames=("task", "steps"))
-def run(task, state, clock, data, steps):
-    return jax.lax.scan(lambda s, c: task.next(s, c, data), state, clock + jnp.arange(steps))
-
-
-def stream(task, key, steps, clock=0):
-    data = task.load()
-    return data, *run(task, task.init(key, data), jnp.int32(clock), data, steps)
 
 
 def image_numbers(task, key, batches, task_of_step):

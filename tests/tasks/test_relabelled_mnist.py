@@ -1,13 +1,12 @@
 """Relabelled MNIST: the law of the labels, any task from its number, what is measured when."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tasks.relabelled_mnist import RelabelledMNIST
+from tests.tasks.streams import stream
 
 EXAMPLES, TEST, PIXELS, CLASSES = 40, 20, 12, 10
 
@@ -33,16 +32,6 @@ def folder(tmp_path_factory):
 def make(folder):
     small = {"dataset": "tiny", "data_dir": str(folder), "probe_size": 5, "evaluation_size": 8}
     return lambda labels="permuted", **fields: RelabelledMNIST(labels=labels, **(small | fields))
-
-
-@functools.partial(jax.jit, static_argnames=("task", "steps"))
-def run(task, state, clock, data, steps):
-    return jax.lax.scan(lambda s, c: task.next(s, c, data), state, clock + jnp.arange(steps))
-
-
-def stream(task, key, steps, clock=0):
-    data = task.load()
-    return data, *run(task, task.init(key, data), jnp.int32(clock), data, steps)
 
 
 def numbers(batches):

@@ -1,6 +1,5 @@
 """Text streams: where periods begin, which windows are shown and measured when, what is refused."""
 
-import functools
 import math
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.text_stream import AFTER, AGO, BEFORE, HELD_OUT, IN_TASK, TextStream
+from tests.tasks.streams import stream
 
 LENGTHS = {"0-2020-01-emacs.txt": 40, "1-2020-02-perl.txt": 3, "2-2020-03-git.txt": 25, "3-2021-04-emacs.txt": 44}
 
@@ -30,16 +30,6 @@ def make(folder):
     small = {"context": 4, "batch": 8, "change_every": 6, "evaluation_size": 5, "probe_size": 3}
     small["data_dir"] = str(folder)
     return lambda **fields: TextStream(**(small | fields)).fitted
-
-
-@functools.partial(jax.jit, static_argnames=("task", "steps"))
-def run(task, state, clock, data, steps):
-    return jax.lax.scan(lambda s, c: task.next(s, c, data), state, clock + jnp.arange(steps))
-
-
-def stream(task, key, steps, clock=0):
-    data = task.load()
-    return data, *run(task, task.init(key, data), jnp.int32(clock), data, steps)
 
 
 def places(x):

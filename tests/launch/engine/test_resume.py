@@ -41,16 +41,6 @@ CHUNKS = (2, 5, 10)
 STEPS, STOP_AFTER = 60, {2: 13, 5: 5, 10: 3}
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Few small pictures, as the image tasks read them."""
-    folder = tmp_path_factory.mktemp("images")
-    tiny.write_pictures(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        yield folder
-
-
 def test_all_tasks_are_among_them():
     for pairs, later in ((tiny.PAIRS, ()), (tiny.QUICK, tiny.LATER)):
         wanted = {spec.make for spec in TASKS.values()} - {TASKS[name].make for name in later}

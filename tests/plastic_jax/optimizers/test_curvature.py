@@ -9,7 +9,6 @@ import pytest
 from plastic_jax.networks.convolutions import as_products
 from plastic_jax.optimizers.curvature import local_curvature
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 X = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))
 
 
@@ -32,7 +31,7 @@ def seen():
     apply = lambda params, x: network.apply({"params": params}, x)  # noqa: E731
     params = variables["params"]
     both = lambda p: (local_curvature(apply, p, X), local_curvature(as_products(apply), p, X, scale=2.0))  # noqa: E731
-    return params, found["intermediates"], *jax.jit(both, compiler_options=QUICK)(params)
+    return params, found["intermediates"], *jax.jit(both)(params)
 
 
 def test_a_convolution_s_is_the_sum_over_its_positions(seen):

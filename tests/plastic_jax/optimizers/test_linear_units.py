@@ -1,6 +1,5 @@
 """IDBD, K1 and Autostep on linear units: released code's recordings, closed forms, and what bounds a step."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from plastic_jax.optimizers.autostep import autostep
 from plastic_jax.optimizers.curvature import local_curvature
 from plastic_jax.optimizers.idbd import idbd, k1
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OPTIMIZERS: Any = {"idbd": idbd, "k1": k1, "autostep": autostep}
 PARAMS = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
 
@@ -173,7 +171,7 @@ def test_every_layer_of_a_network_learns_by_local_targets():
     loss = lambda params: 0.5 * jnp.mean(jnp.sum((apply(params, x) - y) ** 2, 1))  # noqa: E731
     tx = autostep(10.0)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params):
         gradient, curvature = jax.grad(loss)(params), local_curvature(apply, params, x)
         return gradient, tx.update(gradient, tx.init(params), params, curvature=curvature)[0]

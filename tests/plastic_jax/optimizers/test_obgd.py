@@ -13,7 +13,6 @@ from plastic_jax import MLP
 from plastic_jax.optimizers.intentional import intentional
 from plastic_jax.optimizers.obgd import obgd
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 X = jnp.array([1.9, -1.0, 0.5])
 START = jnp.array([0.1, 0.2, -0.3])
 
@@ -38,7 +37,7 @@ def learned(trace, make_tx, precision):
 
         params = jax.tree.map(jnp.asarray, trace.tree("init", dtype))
         stream = tuple(jnp.asarray(trace[key], dtype) for key in ("s", "s_next", "reward", "done"))
-        run = jax.jit(functools.partial(jax.lax.scan, step), compiler_options=QUICK)
+        run = jax.jit(functools.partial(jax.lax.scan, step))
         (params, state), errors = run((params, tx.init(params)), stream)
         return np.asarray(errors), params, state
 

@@ -12,7 +12,6 @@ from plastic_jax import MLP, autostep, continual_backprop, idbd, k1, l2_init, sw
 from plastic_jax.optimizers.step_sizes import of_new_weights, read_step_sizes
 from plastic_jax.replacement.inner_state import reset_inner_state
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
 NEW: Any = {"kernel": jnp.zeros((2, 3), bool).at[:, 1].set(True), "bias": jnp.zeros(3, bool).at[1].set(True)}
 LEARNERS: Any = {"idbd": idbd, "k1": k1, "autostep": autostep}
@@ -67,7 +66,7 @@ def test_without_step_sizes_it_is_refused_and_reset_is_the_optimizer_itself():
 @pytest.mark.parametrize("method", ["continual_backprop", "swr"])
 def test_units_and_weights_that_a_method_makes_new_have_it(method):
     network, x = MLP(widths=(5,), outputs=2), jnp.ones((3, 4))
-    params: Any = jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), x)["params"]
+    params: Any = jax.jit(network.init)(jax.random.key(0), x)["params"]
     units = trace_units(lambda params, x: network.apply({"params": params}, x), params, x)
     inner = of_new_weights(idbd(0.1, 0.0), "raised", jnp.float32(4.0))
     if method == "swr":
@@ -80,7 +79,7 @@ def test_units_and_weights_that_a_method_makes_new_have_it(method):
     def step():
         return tx.update(zeros, tx.init(params), params, **more)[1]
 
-    (sizes,) = read_step_sizes(jax.jit(step, compiler_options=QUICK)())
+    (sizes,) = read_step_sizes(jax.jit(step)())
     seen = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(sizes)])
     raised = np.isclose(seen, 0.4, rtol=1e-5)
     assert 0 < raised.sum() < len(seen)
