@@ -65,8 +65,9 @@ PAIRS += [("ant", method) for method in ("backprop", "l2", "continual_backprop",
 PAIRS += [("minatar", method) for method in ("continual_backprop", "fresh_network")]
 """Tasks and methods that between them go through all of both: every method on two tasks, and on the others the methods
 that make the learner do something else."""
-LATER = (*MADE, "minatar")
-"""Tasks that only `make test-slow` stops and goes on with; the games compile for long."""
+LATER = (*MADE, "minatar", "warm_start")
+"""Tasks that only `make test-slow` stops and goes on with: the games compile for long, a warm start has the learner of
+growing classes."""
 IN_SHORT = ("dropout", "continual_backprop", "fresh_network", "online_normalization", "redo", "shrink_and_perturb")
 QUICK = [
     (task, method)

@@ -192,7 +192,7 @@ def test_new_seeds_run_beside_the_old_ones(whole, tmp_path):
         np.testing.assert_array_equal(values, np.concatenate([old.metrics[name], new.metrics[name]]))
 
 
-@pytest.mark.parametrize("reports", [0, 4, 12, 17])
+@pytest.mark.parametrize("reports", slow_unless(lambda reports: reports == 12, [0, 4, 12, 17]))
 def test_longer_and_more_seeds_at_once_also_after_a_stop(tmp_path, reports):
     for name, stop in (("whole", 0), ("cut", reports)):
         tiny.run(tiny.experiment(steps=33), tmp_path / name)
