@@ -33,6 +33,8 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(error)
     except SystemExit:  # a help flag has printed its text; absl calls that status 1
         sys.exit(0)
+    except BrokenPipeError:
+        _leave_the_reader()
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> NoReturn:
@@ -49,10 +51,14 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> N
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would raise again and print.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _leave_the_reader()
     sys.exit(status)
+
+
+def _leave_the_reader() -> NoReturn:
+    # Python flushes stdout once more at exit, which would raise again and print.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -191,6 +191,16 @@ def test_the_command(finished, tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("heavy: finished\n")
 
 
+def test_a_reader_that_goes_away_ends_help_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.show", "--help"], cwd=ROOT, stdout=gone, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_run_on_its_way_to_a_longer_end_says_of_how_many_steps(tmp_path):
     tiny.run(tiny.experiment(steps=20), tmp_path)
     assert tiny.stopped(tiny.experiment(steps=60), tmp_path, 4)
