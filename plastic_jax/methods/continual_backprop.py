@@ -86,7 +86,7 @@ class _Step(NamedTuple):
 class _Seen(NamedTuple):
     """What one group knows after looking at a step: its ages, and how many units go.
 
-    `correction` is `1 - eta^a`, what the running averages are divided by.
+    `correction` is `1 - eta^a`, or 1: what the running averages are divided by.
     """
 
     age: jax.Array
@@ -112,6 +112,7 @@ def continual_backprop(
     count_units: Literal["eligible", "all"] = "eligible",
     reset_state: bool = True,
     transfer_bias: bool = False,
+    age_correction: bool = True,
     axis_name: str | None = None,
     log_size: Annotated[int, Range(0)] = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -165,6 +166,7 @@ def continual_backprop(
         count_units: whether the rate is a share of the eligible units, or of all units once one of them is eligible.
         reset_state: whether the inner optimizer's statistics of a replaced unit start afresh.
         transfer_bias: whether the next layer's bias takes over a removed unit's mean contribution.
+        age_correction: whether running averages are divided by `1 - eta^a`; if not, young units look less useful.
         axis_name: name of a mapped axis (devices, each with an equal part of the batch) over which the means over the
             batch are averaged, so that the same units go on every device; the gradients come averaged already.
         log_size: replacements kept in the state, see `plastic_jax.replacement.replacement_log`; 0 keeps none.
@@ -225,6 +227,7 @@ def continual_backprop(
         age = jnp.asarray(optax.safe_increment(state.age[name]))
         dtype = state.utility[name].dtype
         correction = -jnp.expm1(age * jnp.log(jnp.asarray(decay_rate, dtype)))  # exact for young units too
+        correction = correction if age_correction else jnp.ones_like(correction)
         eligible = jnp.sum(age > maturity_threshold, dtype=jnp.int32)
         expected = expected_replacements(jnp.asarray(replacement_rate, dtype), eligible, group.width, count_units)
         most = jnp.minimum(eligible, bounds[name])

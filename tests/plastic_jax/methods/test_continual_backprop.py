@@ -315,7 +315,8 @@ def test_of_equal_units_the_lowest_index_goes_first(bound, expected):
     assert replaced_steps(states)[:, 1].tolist() == expected
 
 
-def test_ranking_is_corrected_for_age():
+@pytest.mark.parametrize(("age_correction", "ages"), [(True, [0, 1, 101, 101]), (False, [101, 0, 101, 101])])
+def test_ranking_is_corrected_for_age(age_correction, ages):
     # Unit 1 is young: its average of 0.4 stands for 0.8 at age 1, more than 0.7 at a great age.
     params = {name: PARAMS[name] for name in NAMES}
     units = units_of(MLP(widths=(4,), outputs=3), params, X)
@@ -323,13 +324,14 @@ def test_ranking_is_corrected_for_age():
         units=units,
         replacement_rate=0.25,
         utility=Utility(lambda stats: jnp.array([[0.7], [0.8], [0.75], [0.75]])),
+        age_correction=age_correction,
     )
     state = tx.init(params)
     state = state._replace(
         age={"Dense_0": jnp.array([100, 0, 100, 100])}, utility={"Dense_0": jnp.array([0.7, 0.0, 0.75, 0.75])}
     )
     _, state = one_step(tx, state, params, {n: ZEROS[n] for n in NAMES}, {"Dense_0": FEATURES["Dense_0"]})
-    assert state.age["Dense_0"].tolist() == [0, 1, 101, 101]
+    assert state.age["Dense_0"].tolist() == ages
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
