@@ -12,6 +12,7 @@ ADDED = {
     "ResNet": {"activation": "relu", "norm": "batch_norm"},
     "Task": {"abruptness": 1.0},
     "RelabelledMNIST": {"pictures": False},
+    "BraxEnvironment": {"cycle": None},
 }
 """Fields that came later, by class or a class that it is made from, with the values at which they are not written: so
 earlier runs keep their text."""

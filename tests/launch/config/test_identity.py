@@ -1,5 +1,6 @@
 """What makes a run the run it is: settings, one's own things, data, and what others did to its folder meanwhile."""
 
+import ast
 import dataclasses
 import functools
 import subprocess
@@ -12,11 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from launch.config.identity import text_of
+from launch.config.identity import ADDED, text_of
+from launch.config.registry import TASKS
+from launch.config.signatures import imported
 from launch.engine import scheduler
 from launch.errors import InputError
 from launch.storage.leaves import digest_of
 from launch.storage.run_folder import DONE, METRICS, RUN, read_meta, read_run
+from plastic_jax import networks
+from plastic_jax.learners.ppo import PPOSettings
 from tests.launch import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -179,3 +184,24 @@ def test_blocks_and_devices_have_units_of_their_own():
     assert counts == [1, 2, 4, 7, 7]
     fixed = resolve(tiny.experiment(seeds=tuple(range(7)), lanes_per_batch=7))
     assert len(units_of(fixed, fixed.jobs[0], "gpu", parts=4)) == 1
+
+
+def names_written(of: type) -> set[str]:
+    """The fields of a class that are always part of a run's text."""
+    added = {name for base in of.__mro__ for name in ADDED.get(base.__name__, {})}
+    return {field.name for field in dataclasses.fields(of) if field.init} - added - {"data_dir", "parent", "name"}
+
+
+def test_runs_of_earlier_versions_can_still_be_gone_on_with():
+    """A field that came after a committed run is in `ADDED`, or that run's folder would be taken for another run's."""
+    learned, seen = {field.name for field in dataclasses.fields(PPOSettings)}, set()
+    for path in sorted((ROOT / "results").rglob(RUN)):
+        settings = read_meta(path.parent)["settings"]
+        stored = {kind: {n.split(".")[1] for n in settings if n.startswith(f"{kind}.")} for kind in ("task", "learner")}
+        assert names_written(imported("task", TASKS[settings["task"]].make)) <= stored["task"], path
+        assert stored["learner"] in (set(), learned), path
+        (network,) = [call for call in ast.walk(ast.parse(settings["network"])) if isinstance(call, ast.Call)][:1]
+        of = getattr(networks, network.func.id)  # pyright: ignore[reportAttributeAccessIssue]
+        assert names_written(of) <= {keyword.arg for keyword in network.keywords}, path
+        seen |= {settings["task"], of.__name__}
+    assert {"slippery_ant", "permuted_mnist", "ActorCritic", "ResNet", "ConvNet", "MLP"} <= seen
