@@ -182,7 +182,7 @@ def agents(quick: bool, until: float) -> Iterator[Row]:
         call = _call(case)
         jax.block_until_ready(call())
         calls, start = 0, time.monotonic()
-        while not calls or time.monotonic() < start + (until - start) / (len(cases) - i):
+        while not calls or (not quick and time.monotonic() < start + (until - start) / (len(cases) - i)):
             jax.block_until_ready(call())
             calls += 1
         rate = calls * number * rollout / (time.monotonic() - start)

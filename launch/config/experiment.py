@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.config.branch import Source, check_fits, find_source
-from launch.config.identity import fields_of, text_of
+from launch.config.identity import ADDED_CHOICES, fields_of, text_of
 from launch.config.methods import NETWORK_OPTIONS, NORMALISE_INPUTS, MethodSpec, find_method
 from launch.config.optimizers import OPTIMIZERS
 from launch.config.presets import ALIASES, CORRECTED
@@ -177,7 +177,7 @@ class Plan:
             "steps": self.steps,
             "bin": self.bin,
             "method": job.method.name,
-            **job.static,
+            **{name: v for name, v in job.static.items() if name not in ADDED_CHOICES or ADDED_CHOICES[name] != v},
             **({"normalise_inputs": True} if job.method.normalise_inputs else {}),
             **{f"{name}_from": call for name, call in calls.items() if ":" in call},  # two may share a name
             **(self.source.settings if self.source else {}),

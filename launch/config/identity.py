@@ -16,6 +16,8 @@ ADDED = {
 }
 """Fields that came later, by class or a class that it is made from, with the values at which they are not written: so
 earlier runs keep their text."""
+ADDED_CHOICES = {"age_correction": True}
+"""Choices of methods that came later, likewise."""
 
 
 def fields_of(value: Any) -> list[str]:

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from launch.config.identity import ADDED, text_of
+from launch.config.identity import ADDED, ADDED_CHOICES, text_of
+from launch.config.methods import METHODS
 from launch.config.registry import TASKS
 from launch.config.signatures import imported
 from launch.engine import scheduler
@@ -193,7 +194,7 @@ def names_written(of: type) -> set[str]:
 
 
 def test_runs_of_earlier_versions_can_still_be_gone_on_with():
-    """A field that came after a committed run is in `ADDED`, or that run's folder would be taken for another run's."""
+    """What came after a committed run is in `ADDED` or `ADDED_CHOICES`, or its folder would be taken for another's."""
     learned, seen = {field.name for field in dataclasses.fields(PPOSettings)}, set()
     for path in sorted((ROOT / "results").rglob(RUN)):
         settings = read_meta(path.parent)["settings"]
@@ -204,4 +205,7 @@ def test_runs_of_earlier_versions_can_still_be_gone_on_with():
         of = getattr(networks, network.func.id)  # pyright: ignore[reportAttributeAccessIssue]
         assert names_written(of) <= {keyword.arg for keyword in network.keywords}, path
         seen |= {settings["task"], of.__name__}
+    for path in sorted((ROOT / "results" / "suite").rglob(RUN)):
+        settings = read_meta(path.parent)["settings"]
+        assert METHODS[settings["method"]].options.keys() - ADDED_CHOICES.keys() <= settings.keys(), path
     assert {"slippery_ant", "permuted_mnist", "ActorCritic", "ResNet", "ConvNet", "MLP"} <= seen
