@@ -42,6 +42,8 @@ class Initializer:
     | `xavier_uniform` | `b = gain sqrt(6 / (fan_in + fan_out))` |
     | `torch_default` | `b = sqrt(1 / fan_in)` |
 
+    Complex weights have real and imaginary parts of that law, each divided by `sqrt(2)`: `E |w|^2` is the same.
+
     With `linspace=True` every unit gets the row `linspace(-b, b, fan_in)` (`b` the bound or the standard
     deviation) instead of a draw: the deterministic rule of recorded traces.
 
@@ -71,6 +73,10 @@ class Initializer:
         b = self.scale(fan_in, fan_out)
         if self.linspace:
             return jnp.broadcast_to(jnp.asarray(np.linspace(-b, b, fan_in), dtype), (n, fan_in))
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            keys, part = jax.random.split(key), jnp.finfo(dtype).dtype
+            real, imaginary = (self(each, n, fan_in, fan_out, part) for each in keys)
+            return jax.lax.complex(real, imaginary) / math.sqrt(2)
         if self.name == "kaiming_normal":
             return b * jax.random.normal(key, (n, fan_in), dtype)
         return jax.random.uniform(key, (n, fan_in), dtype, -b, b)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastic_jax.paths import get_leaf
 from plastic_jax.replacement.utility import StatsOfMeans, UnitStats
@@ -15,13 +16,14 @@ _SMALL, _LARGE = 2**12, 2**20  # values in a kernel
 
 
 def group_dtype(group: UnitGroup, params: Any) -> Any:
-    """The dtype in which a method keeps what it knows of a group: that of its first kernel, float32 at least.
+    """The dtype in which a method keeps what it knows of a group: the real one of its first kernel, float32 at least.
 
     Float32 too where there are no parameters: `optax.tree.map_params` calls `init` with a tree that has no leaves.
     """
     if not jax.tree.leaves(params):
         return jnp.float32
-    return jnp.promote_types(get_leaf(params, group.incoming[0].path).dtype, jnp.float32)
+    dtype = get_leaf(params, group.incoming[0].path).dtype
+    return jnp.promote_types(np.zeros([], dtype).real.dtype, jnp.float32)
 
 
 def mean_feature(group: UnitGroup, feature: jax.Array | FeatureMeans, axis_name: str | None = None) -> jax.Array:

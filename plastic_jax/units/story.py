@@ -86,8 +86,8 @@ class Entries:
 
     Attributes:
         index: per axis of the parameter, the index at every element; `None` where all indices meet.
-        kind: `"plain"`; `"scaled"` by a number; `"offset"` after a number was added (`1 + scale`); `"root"` after a
-            nonlinear function.
+        kind: `"plain"`; `"scaled"` by a number, or by a function that is 0 at 0; `"offset"` after a number was added
+            (`1 + scale`); `"root"` after another function.
         mixed: axes of the parameter along which entries depend on each other (a normalised kernel).
     """
 

@@ -1,6 +1,7 @@
 """The unit graph: its corrections by hand, its table, and the evaluation that gives features."""
 
 import re
+import warnings
 
 import flax.linen as nn
 import jax
@@ -102,6 +103,20 @@ def test_of_an_operation_without_a_rule_only_what_it_reads_is_left_out():
     assert [group.name for group in units.groups] == ["a", "c"]
     assert [group.name for group in units.left_out] == ["b"]
     assert re.search(r": passes '\w+', for which there is no rule \(test_units.py:\d+\)", units.left_out[0].note)
+
+
+def test_a_layer_whose_kernel_is_divided_by_its_norm_is_left_out_with_that_reason():
+    params = {"a": jax.random.normal(jax.random.key(0), (5, 4)), "b": jax.random.normal(jax.random.key(1), (4, 3))}
+    params["c"] = jax.random.normal(jax.random.key(2), (3, 2))
+
+    def apply(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ (p["a"] / jnp.linalg.norm(p["a"]))) @ p["b"]) @ p["c"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        units = trace_units(apply, params, jnp.ones((6, 5)))
+    assert [group.name for group in units.groups] == ["b"]
+    assert [(g.name, "divided by its norm" in g.note) for g in units.left_out] == [("a", True)]
 
 
 def test_layer_inside_a_custom_derivative_is_left_out_and_the_others_are_not():

@@ -16,6 +16,8 @@ NONLINEAR |= {"sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erf_inv", "erfc
 NONLINEAR |= {"cbrt", "integer_pow", "square", "floor", "ceil", "round", "is_finite", "not", "lgamma", "digamma"}
 NONLINEAR |= {"max", "min", "pow", "atan2", "rem", "nextafter", "select_n", "clamp", "and", "or", "xor"}
 NONLINEAR |= {"eq", "ne", "lt", "le", "gt", "ge"}
+_ZERO_AT_ZERO = {"tanh", "sin", "tan", "asin", "atan", "sinh", "asinh", "atanh", "erf", "abs", "sign", "sqrt", "cbrt"}
+_ZERO_AT_ZERO |= {"log1p", "expm1", "square", "floor", "ceil", "round"}
 
 
 def unchanged(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]:
@@ -91,11 +93,12 @@ def _attach(
                 statistics = any(v.statistic for v in others if v.made)
                 running |= leaf[0] == "variables" and statistics and name in ADD
             elif not value.depends or value.statistic:
-                if name in NONLINEAR:
+                stays = name in _ZERO_AT_ZERO and leaf[0] == "params" and found.kind in ("plain", "scaled")
+                if name in NONLINEAR and not stays:
                     found = dataclasses.replace(found, kind="root")
                 elif name in ADD and found.kind == "plain" and not any(v.entries or v.depends for v in others):
                     found = dataclasses.replace(found, kind="offset")
-                elif name in ("mul", "div") and found.kind == "plain":
+                elif stays or (name in ("mul", "div") and found.kind == "plain"):
                     found = dataclasses.replace(found, kind="scaled")
                 pending[leaf] = clearest(pending.get(leaf), found)
     if pending and any(v.depends and not v.statistic for v in values):

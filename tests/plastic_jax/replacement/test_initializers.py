@@ -34,6 +34,14 @@ def test_normal_law_has_its_spread():
     np.testing.assert_allclose(float(draw.std()), math.sqrt(2 / 8), rtol=0.03)
 
 
+@pytest.mark.parametrize("name", ["lecun_uniform", "kaiming_normal"])
+def test_complex_weights_have_the_spread_of_real_ones_in_both_parts(name):
+    draw = Initializer(name, 1.0)(jax.random.key(0), 1000, 8, 3, jnp.dtype("complex64"))
+    assert draw.dtype == jnp.complex64 and draw.shape == (1000, 8)
+    np.testing.assert_allclose(np.mean(np.abs(draw) ** 2), 1 / 8, rtol=0.05)
+    np.testing.assert_allclose(np.var(draw.real), np.var(draw.imag), rtol=0.1)
+
+
 def test_deterministic_rule_is_the_recorded_one():
     rows = Initializer("kaiming_uniform", math.sqrt(2), linspace=True)(
         jax.random.key(0), 2, 8, 16, jnp.dtype("float32")

@@ -630,6 +630,37 @@ def weight_standardisation() -> Model:
     return Model(apply, params, (normal(2, 4, 4, 2),), groups)
 
 
+@jax.custom_vjp
+def rounded(w):
+    """A multiple of 1/8, with the gradient of what was rounded."""
+    return jnp.round(8 * w) / 8
+
+
+rounded.defvjp(lambda w: (rounded(w), None), lambda _, g: (g,))
+
+
+@construct
+def quantised_weights() -> Model:
+    """Zeros stay zeros, so a unit that is read by none is silent."""
+    params = {"a": {"kernel": normal(5, 4, seed=1)}, "b": {"kernel": normal(4, 2, seed=2)}}
+
+    def apply(p, x):
+        return jax.nn.relu(x @ rounded(p["a"]["kernel"])) @ rounded(p["b"]["kernel"])
+
+    group = Expected(4, "a/kernel: i u", "b/kernel: u o")
+    return Model(apply, params, (normal(3, 5),), {"a": group})
+
+
+@construct
+def complex_weights() -> Model:
+    kernel = normal(5, 4, seed=1) + 1j * normal(5, 4, seed=2)
+    params = {"a": {"kernel": kernel.astype(np.complex64)}, "b": {"kernel": normal(4, 2, seed=3)}}
+    group = Expected(4, "a/kernel: i u", "b/kernel: u o")
+    return Model(
+        lambda p, x: jax.nn.relu((x @ p["a"]["kernel"]).real) @ p["b"]["kernel"], params, (normal(3, 5),), {"a": group}
+    )
+
+
 # Normalisation and dropout --------------------------------------------------------------------------------------------
 
 
