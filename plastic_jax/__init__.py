@@ -54,6 +54,7 @@ from plastic_jax.optimizers.obgd import ObGDState, obgd
 from plastic_jax.optimizers.parameter_free import dog, mechanic, prodigy
 from plastic_jax.optimizers.smd import SMDState, smd
 from plastic_jax.optimizers.step_sizes import of_new_weights, read_step_sizes
+from plastic_jax.optimizers.swift_td import SwiftTDState, swift_td
 from plastic_jax.replacement.effect import replacement_effect
 from plastic_jax.replacement.initializers import Initializer, UnitInitializer
 from plastic_jax.replacement.utility import UTILITIES, UnitStats, Utility
@@ -102,6 +103,7 @@ __all__ = [
     "Slice",
     "SparseState",
     "SpectralState",
+    "SwiftTDState",
     "Trainability",
     "UPGDState",
     "UnitGraph",
@@ -158,6 +160,7 @@ __all__ = [
     "sparse",
     "spectral",
     "step_size_metrics",
+    "swift_td",
     "swr",
     "trace_units",
     "trainability",

@@ -170,6 +170,7 @@ def test_every_public_name_is_in_the_reference(site):
         ("obgd", plastic_jax.obgd),
         ("obgd", plastic_jax.intentional),
         ("smd", plastic_jax.smd),
+        ("swift_td", plastic_jax.swift_td),
         ("boundary_resets", plastic_jax.reset_head_at_boundary),
     ],
 )
