@@ -60,7 +60,7 @@ from launch.benchmarks.workloads import (
     method_groups,
     workload,
 )
-from launch.cli import run_cli
+from launch.cli import refuse_arguments, run_cli
 from launch.engine.build import load_data
 from launch.engine.processes import enable_compilation_cache
 from launch.errors import InputError, unknown
@@ -392,8 +392,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Measure, print, and keep."""
-    if arguments:
-        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+    refuse_arguments(arguments)
     if values.out is not None and Path(values.out).exists() and not Path(values.out).is_dir():
         raise InputError(f"--out: {values.out} is a file, not a folder")
     say = functools.partial(print, file=sys.stderr, flush=True)

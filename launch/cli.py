@@ -26,6 +26,12 @@ def run_cli(main: Callable[[list[str]], int | None], argv: Sequence[str] | None 
     app.run(lambda arguments: _guarded(main, arguments), argv=list(argv or sys.argv), flags_parser=_parse)
 
 
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Refuse words that are no flags, in a command that takes none; `--flag value` without `=` comes to that."""
+    if arguments:
+        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)

@@ -35,9 +35,9 @@ from launch.errors import InputError
 from launch.figures.bodies import Moves, Panel, geoms_of, moving
 from launch.storage.bins import means, unpacked
 from launch.storage.checkpoint import Checkpoints, Saved
-from launch.storage.contents import first_good, lane_number, unit_of_lane, variables_of
+from launch.storage.contents import check_new, first_good, lane_number, only_run, unit_of_lane, variables_of
 from launch.storage.durable import storing
-from launch.storage.run_folder import METRICS, label_folders, read_meta, read_run
+from launch.storage.run_folder import METRICS, read_meta, read_run
 from plastic_jax.learners.moments import Moments
 from tasks.base import MOST_STEPS, Step
 from tasks.brax_environment import GYM_ANT, BraxEnvironment, brax_environment
@@ -115,11 +115,7 @@ def render(
     wanted = _steps(steps)
     if length < 1:
         raise InputError(f"--steps: got {length}, allowed are whole numbers from 1 on")
-    folders = label_folders(Path(directory))
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
-        raise InputError(f"launch.render: {directory} holds several runs; give one of them as DIR/LABEL: {names}")
-    (folder,) = folders
+    folder = only_run(directory, "launch.render")
     paths = _targets(out if out is not None else folder / "_".join(["render", *map(str, wanted)]))
     meta = read_meta(folder)
     if "learner.rollout" not in meta["settings"]:
@@ -150,10 +146,7 @@ def _steps(texts: Sequence[str]) -> list[str | int]:
 def _targets(prefix: Path | str) -> list[Path]:
     paths = [Path(f"{prefix}.{suffix}") for suffix in ("html", "gif")]
     for path in paths:
-        if path.exists():
-            raise InputError(f"--out: {path} is there already; nothing is overwritten")
-    if not paths[0].absolute().parent.is_dir():
-        raise InputError(f"--out: no folder {paths[0].parent}")
+        check_new(path)
     return paths
 
 
@@ -173,8 +166,6 @@ def _task_with_bodies(plan: Plan, folder: Path) -> BraxEnvironment:
 
 def _chosen(folder: Path, meta: Mapping[str, Any], number: int, wanted: Sequence[str | int]) -> list[Asked]:
     """The checkpoints to show, each once, in the order of `wanted`."""
-    if not meta.get("units"):
-        raise InputError(f"{folder} has no checkpoints; it is of a version that wrote none")
     unit, lane = unit_of_lane(folder, meta, number)
     steps = Checkpoints(unit).steps()
     newest = first_good(unit, reversed(steps))

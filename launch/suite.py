@@ -27,7 +27,7 @@ from launch.analysis.comparison import LATE
 from launch.analysis.text import joined as as_text
 from launch.analysis.tuning import report_experiment, winners
 from launch.benchmarks.workloads import Case, workload
-from launch.cli import run_cli
+from launch.cli import refuse_arguments, run_cli
 from launch.config import suite as asked
 from launch.config.experiment import Experiment, resolve
 from launch.config.methods import find_method
@@ -75,8 +75,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """The command; returns its exit status."""
-    if arguments:
-        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+    refuse_arguments(arguments)
     if not values.workdir:
         raise InputError("--workdir: missing; the suite's folder, as runs/suite")
     if values.workers is not None and values.workers < 1:

@@ -27,7 +27,7 @@ from launch import train
 from launch.analysis.comparison import FRESH
 from launch.analysis.metrics import checked_metrics
 from launch.analysis.tuning import Winner, render, report_experiment, winners
-from launch.cli import run_cli
+from launch.cli import refuse_arguments, run_cli
 from launch.config.experiment import Experiment, by_task, resolve
 from launch.config.grid import read_grid
 from launch.config.syntax import parse_call, parse_seeds, with_settings
@@ -86,8 +86,7 @@ def accepted() -> list[str]:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """The command; returns its exit status."""
-    if arguments:
-        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+    refuse_arguments(arguments)
     _check_flags(values)
     policy = train.run_settings(values)["policy"]
     train.prepare_devices(values)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from tqdm import tqdm
 
-from launch.cli import run_cli
+from launch.cli import refuse_arguments, run_cli
 from launch.config import describe, scripts
 from launch.config.experiment import Plan, resolve
 from launch.config.flags import NETWORK_SETTINGS, TASK_SETTINGS, define_flags, from_flags
 from launch.config.syntax import parse_every, parse_keep, parse_step
 from launch.engine.stopping import listening
-from launch.errors import InputError, unknown
+from launch.errors import unknown
 
 if TYPE_CHECKING:
     from launch.storage.run_folder import Run
@@ -79,8 +79,7 @@ def prepare_devices(values: flags.FlagValues) -> None:
 
 def main(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """The command; returns its exit status."""
-    if arguments:
-        raise InputError(f"'{arguments[0]}' is not a flag; flags are written --name=value")
+    refuse_arguments(arguments)
     if values.list:
         print(describe.everything())
         return 0

@@ -137,10 +137,3 @@ def late_bins(bins: int, share: float) -> slice:
         raise InputError(f"--window: {share:g} is not in (0, 1]")
     # 0.07 * 100 is 7.000000000000001 in floating point: such a remainder is not another bin.
     return slice(bins - max(1, int(np.ceil(share * bins - 1e-9))), bins)
-
-
-def mean_over_bins(values: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Mean of `values` [lane, bin] over the bins with a measurement, of `count` [bin] steps each; NaN without any."""
-    weight = np.isfinite(values) * count
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (np.where(weight > 0, values, 0.0) * weight).sum(axis=1) / weight.sum(axis=1)

@@ -33,27 +33,39 @@ def write_parameters(directory: Path | str, lane: str, out: Path | str | None = 
     """
     import flax.serialization
 
-    folders = label_folders(Path(directory))
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
-        raise InputError(f"--parameters: {directory} holds several runs; give one of them as DIR/LABEL: {names}")
-    (folder,) = folders
+    folder = only_run(directory, "--parameters")
     meta = read_meta(folder)
     number = lane_number(meta, lane)
-    if not meta.get("units"):
-        raise InputError(f"--parameters: {folder} has no checkpoints; it is of a version that wrote none")
     unit, within = unit_of_lane(folder, meta, number)
     saved = _newest(unit)
     seed = meta["lanes"][number]["seed"]
     path = Path(out) if out is not None else Path(f"{meta['label']}-seed{seed}-step{saved.step}.msgpack")
     data = flax.serialization.msgpack_serialize(variables_of(saved, within))
+    check_new(path)
+    with storing(path), open(path, "xb") as file:
+        file.write(data)
+    return path
+
+
+def only_run(directory: Path | str, asking: str) -> Path:
+    """The folder of the only run in `directory`; `asking` is the flag or the command that needs one.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    folders = label_folders(Path(directory))
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise InputError(f"{asking}: {directory} holds several runs; give one of them as DIR/LABEL: {names}")
+    return folders[0]
+
+
+def check_new(path: Path) -> None:
+    """Refuse a file of `--out` that is there already, or whose folder is not."""
     if path.exists():
         raise InputError(f"--out: {path} is there already; nothing is overwritten")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--out: no folder {path.parent}")
-    with storing(path), open(path, "xb") as file:
-        file.write(data)
-    return path
 
 
 def lane_number(meta: Mapping[str, Any], text: str, flag: str = "--parameters") -> int:
@@ -95,7 +107,13 @@ def digests(directory: Path | str) -> Iterator[str]:
 
 
 def unit_of_lane(folder: Path, meta: Mapping[str, Any], number: int) -> tuple[Path, int]:
-    """The folder of the unit that a lane is in, and the lane's number there."""
+    """The folder of the unit that a lane is in, and the lane's number there.
+
+    Raises:
+        InputError: the run is of a version that wrote no checkpoints, or its units hold fewer lanes than it lists.
+    """
+    if not meta.get("units"):
+        raise InputError(f"{folder} has no checkpoints; it is of a version that wrote none")
     for unit, entry in zip(unit_folders(folder, meta), meta["units"], strict=True):
         if number < entry["lanes"]:
             return unit, number
