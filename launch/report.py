@@ -16,8 +16,6 @@ parts, each told where there is something to tell:
 With `--only` these parts' tables are printed instead and nothing is written, save the figure with `--out`.
 """
 
-import base64
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +35,8 @@ from launch.analysis.tuning import warn_of_tuning
 from launch.cli import run_cli
 from launch.errors import InputError, unknown
 from launch.figures import figure, parts
+from launch.figures.page import Section, write_pages
 from launch.plot import target
-from launch.storage.durable import replacing
 from launch.storage.run_folder import Run, run_names
 
 if TYPE_CHECKING:
@@ -196,23 +194,20 @@ def report(
     """
     directories = [directories] if isinstance(directories, (str, Path)) else list(directories)
     runs, folder = read(directories, "report"), Path(directories[0] if directories else "")
-    verdicts, sections, paths = [], [], []
+    verdicts, sections = [], []
     for name, (is_there, made) in PARTS.items():
         if is_there(runs):
+            title = name.replace("_", " ").capitalize()
             try:
                 found = made(runs, options)
                 path = figure.save(found.draw(), folder / f"report_{name}.png") if found.draw else None
-                sections.append((name, found, path, ""))
+                sections.append(Section(title, found.tables, figure=path))
                 verdicts += found.verdicts
-                paths += [path] if path else []
             except InputError as error:
-                sections.append((name, Part((), ()), None, str(error)))
-    title, state = f"Report on {', '.join(map(str, directories))}", _state(runs, directories)
-    for ending, make in (("md", _markdown), ("html", _page)):
-        paths.append(folder / f"report.{ending}")
-        with replacing(paths[-1]) as file:
-            file.write(make(title, state, verdicts, sections).encode())
-    return verdicts, paths
+                sections.append(Section(title, problem=str(error)))
+    sections.insert(0, Section(tables=[_state(runs, directories)], verdicts=verdicts))
+    pages = write_pages(folder / "report", f"Report on {', '.join(map(str, directories))}", sections)
+    return verdicts, [*(each.figure for each in sections if each.figure), *pages]
 
 
 def _state(runs: Sequence[Run], directories: Sequence[Path | str]) -> Table:
@@ -227,61 +222,6 @@ def _state(runs: Sequence[Run], directories: Sequence[Path | str]) -> Table:
     read_from = {Path(run.meta["folder"]).name for run in runs}
     waiting = [name for each in directories for name in run_names(Path(each)) if name not in read_from]
     return Table(rows, [f"Nothing measured yet: {', '.join(waiting)}."] * bool(waiting), left=3)
-
-
-Section = tuple[str, Part, Path | None, str]
-
-
-def _markdown(title: str, state: Table, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
-    lines = [f"# {title}", joined([state], verdicts, "markdown")]
-    for name, found, path, problem in sections:
-        lines += [f"## {_title(name)}", *([f"Not told: {problem}"] if problem else [])]
-        lines += [f"![{name}]({path.name})"] if path else []
-        lines += [joined(found.tables, (), "markdown")] * bool(found.tables)
-    return "\n\n".join(lines) + "\n"
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
-
-
-def _page(title: str, state: Table, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
-    parts_of_it = [joined([state], verdicts, "html")]
-    for name, found, path, problem in sections:
-        parts_of_it += [
-            f"<h2>{_title(name)}</h2>",
-            *([f"<p>Not told: {html.escape(problem)}</p>"] * bool(problem)),
-        ]
-        if path:
-            parts_of_it.append(image(name, path))
-        parts_of_it.append(joined(found.tables, (), "html"))
-    return PAGE.format(title=html.escape(title), body="\n".join(parts_of_it))
-
-
-def image(name: str, path: Path) -> str:
-    """A picture as a part of a page, its bytes in it."""
-    return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; color: #333; margin: 2rem auto; max-width: 72rem; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; font-size: .85rem; }}
-th, td {{ border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; }}
-p {{ font-size: .9rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -24,7 +24,6 @@ from absl import flags
 from launch import train
 from launch.analysis import suite as numbers
 from launch.analysis.comparison import LATE
-from launch.analysis.text import joined as as_text
 from launch.analysis.tuning import report_experiment, winners
 from launch.benchmarks.workloads import Case, workload
 from launch.cli import refuse_arguments, run_cli
@@ -44,8 +43,8 @@ from launch.engine.sweep_folder import write_sweep_file
 from launch.engine.unit_of_work import seconds_per_step, units_of
 from launch.errors import InputError, unknown
 from launch.figures import figure
+from launch.figures.page import Section, write_pages
 from launch.figures.relative import draw_relative
-from launch.report import PAGE, image
 from launch.storage.durable import replacing
 from launch.storage.locks import LOCK, holder
 from launch.storage.run_folder import METRICS, RUN, read_run, seeds_text
@@ -290,23 +289,11 @@ def write_page(root: Path, suite: Suite) -> list[str]:
     verdicts, path, drawn = numbers.verdicts(found), root / "suite.png", any(found.values())
     if drawn:
         figure.save(draw_relative(found), path)
-    tables = {"Beside a fresh network": numbers.overview(found)} if drawn else {}
-    tables |= {p.name: numbers.task_table(p, found[p.name], root) for p in told if found[p.name]}
-    state = state_line(suite, found)
-    lines = ["# Suite", as_text([], [*verdicts, state], "markdown"), *["![suite](suite.png)"] * drawn]
-    for title, table in tables.items():
-        lines += [f"## {title}", as_text([table], (), "markdown")]
-    body = [as_text([], [*verdicts, state], "html"), *([image("suite", path)] if drawn else [])]
-    for title, table in tables.items():
-        body += [f"<h2>{title}</h2>", as_text([table], (), "html")]
-    pages = {
-        "suite.md": "\n\n".join(lines) + "\n",
-        "suite.html": PAGE.format(title="Suite", body="\n".join(body)),
-    }
-    for name, text in pages.items():
-        with replacing(root / name) as file:
-            file.write(text.encode())
-    return [*verdicts, state, *(str(root / name) for name in (*pages, *["suite.png"] * drawn))]
+    sections = [Section(verdicts=[*verdicts, state_line(suite, found)])]
+    sections += [Section(figure=path), Section("Beside a fresh network", [numbers.overview(found)])] if drawn else []
+    sections += [Section(p.name, [numbers.task_table(p, found[p.name], root)]) for p in told if found[p.name]]
+    pages = write_pages(root / "suite", "Suite", sections)
+    return [*sections[0].verdicts, *map(str, [*pages, *[path] * drawn])]
 
 
 def state_line(suite: Suite, found: Mapping[str, Sequence[numbers.Standing]]) -> str:
