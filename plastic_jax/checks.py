@@ -2,7 +2,6 @@
 
 import math
 import numbers
-import warnings
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from plastic_jax.units.graph import UnitGraph
 from plastic_jax.units.passes import FeatureMeans
+from plastic_jax.warning import warn_user
 
 
 def check_number(
@@ -83,15 +83,14 @@ def warn_of_groups(method: str, units: UnitGraph) -> None:
     if not units.groups:
         reasons = "; ".join(f"{group.name}: {group.note}" for group in units.left_out)
         text = "the graph has no units that can be replaced, so only the inner optimizer acts"
-        warnings.warn(f"{method}: {text}" + (f" ({reasons})" if reasons else ""), ReplacementWarning, stacklevel=3)
+        warn_user(f"{method}: {text}" + (f" ({reasons})" if reasons else ""), ReplacementWarning)
     loud = [f"{group.name} ({group.note or 'set by hand'})" for group in units.groups if not group.function_preserving]
     if loud:
-        warnings.warn(
+        warn_user(
             f"{method}: in {len(loud)} of {len(units.groups)} groups new units are not silent: replacing one changes "
             f"the output at once, by as much as plastic_jax.replacement_effect(units, params, x) says; "
             f"units.isolated() leaves them out: {', '.join(loud)}",
             ReplacementWarning,
-            stacklevel=3,
         )
 
 

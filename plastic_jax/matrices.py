@@ -12,7 +12,6 @@ the leaf is left alone and a warning says so; `axes={"*/qkv": "sio"}` decides it
 import dataclasses
 import fnmatch
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from plastic_jax.paths import named_leaves
 from plastic_jax.units.graph import Slice, UnitGraph
 from plastic_jax.units.labels import blocks
+from plastic_jax.warning import warn_user
 
 Layers = Literal["all", "hidden"]
 """Which kernels a method acts on: every one, or those that make hidden units."""
@@ -152,12 +152,11 @@ def read_kernels(
         elif len(shape) > 1 and shape != shapes.get(bias or "") and name.rpartition("/")[2] not in _NO_KERNEL:
             unread.append(f"{name} {shape}")
     if unread and warn:
-        warnings.warn(
+        warn_user(
             f"{method}: left alone, as it is not known which of their axes are inputs: {', '.join(unread)}; "
             f'axes={{"{unread[0].split(" ")[0]}": "..."}} says it with a letter for every axis: '
             "s stacked layers, t taps, i inputs, o outputs",
             UnreadWarning,
-            stacklevel=4,
         )
     return tuple(found)
 

@@ -1,7 +1,6 @@
 """Verifies a unit graph with numbers."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.core import Tracer
 from plastic_jax.paths import get_leaf, set_leaves
 from plastic_jax.units import jaxprs
 from plastic_jax.units.graph import Slice, UnitGraph, UnitGroup
+from plastic_jax.warning import warn_user
 
 _EXAMPLES = 4
 _CLOSE = 1e-5
@@ -106,7 +106,7 @@ def _notices(groups: Sequence[UnitGroup], params: Any, other: Any, chosen: Any, 
 
 
 def _not_checked(why: str) -> None:
-    warnings.warn(f"trace_units: the graph was not checked: with random parameters {why}", stacklevel=4)
+    warn_user(f"trace_units: the graph was not checked: with random parameters {why}")
 
 
 def _quickly() -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from plastic_jax.units.groups import Found, find
 from plastic_jax.units.rules import LOOPS, RULES, equivalent
 from plastic_jax.units.story import Entries, Frame, Leaf, Story, Value
 from plastic_jax.units.walk import Walk
+from plastic_jax.warning import warn_user
 
 CONSTANT: Leaf = ("constant", "")
 """Leaves that are not real or complex numbers: masks, counters, keys."""
@@ -89,7 +89,7 @@ def trace_units(
         values = dataclasses.replace(graph, forward=functools.partial(forward, means=False))
         for name, why in check_graph(values, args, len(inputs), options, found.alone, found.running).items():
             if why != MIXED:
-                warnings.warn(f"trace_units: group '{name}' is left out: {why}; please report the model", stacklevel=2)
+                warn_user(f"trace_units: group '{name}' is left out: {why}; please report the model")
             graph = forward.drop(graph, name, why)
     return graph
 

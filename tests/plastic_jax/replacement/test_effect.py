@@ -50,8 +50,11 @@ def test_isolated_leaves_out_groups_that_are_not_silent():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_says_which_groups_are_not_silent_and_that_there_are_none(method):
-    with pytest.warns(ReplacementWarning, match=rf"{method}: in 1 of 2 groups new units are not silent.*: b \("):
+    with pytest.warns(
+        ReplacementWarning, match=rf"{method}: in 1 of 2 groups new units are not silent.*: b \("
+    ) as told:
         METHODS[method](UNITS)
+    assert {warning.filename for warning in told} == {__file__}  # the user's line, and none of the library's
     METHODS[method](UNITS.isolated())  # warnings are errors
     linear = trace_units(lambda params, x: x @ params["a"], PARAMS, X)
     with pytest.raises(ReplacementWarning, match=f"{method}: the graph has no units that can be replaced"):
