@@ -73,7 +73,10 @@ def check_graph(
         return {}
     chosen = {g.name: _half(g, rng) for g in isolated}
     silent = _mixed(one, None, [(g, s) for g in isolated for s in g.incoming], chosen)
-    values = _values(isolated, evaluate(silent)[1], chosen)
+    before, features = evaluate(silent)
+    values = _values(isolated, features, chosen)
+    if not all(np.isfinite(leaf).all() for leaf in map(_floats, [*before, *values.values()])):
+        silent, alone = one, frozenset()  # weights that are divided by their norm: 0 is no weight
     loud = [g for g in isolated if g.name not in alone or values[g.name].any()]
     silent = _mixed(silent, None, [(g, s) for g in loud for s in g.outgoing], chosen)
     before, features = evaluate(silent)

@@ -244,8 +244,8 @@ class _Finder:
             for e in self.entering[number]
             if e.leaf not in self.common and self.owns(e)
         ]
-        kernels = {o.leaf for o in found if o.role == "kernel"}
-        return [o for o in found if o.role == "kernel" or o.leaf not in kernels]
+        kernels = [o for o in found if o.role == "kernel"]
+        return [o for o in found if o.role == "kernel" or not any(_overlap(o, k) for k in kernels)]
 
     def owns(self, entering: Entering) -> bool:
         """Whether no entry is shared by several units."""
@@ -374,7 +374,12 @@ def _is_stream(story: Story, bundle: Bundle) -> bool:
 
 def _returns(owned: _Owned, reading: Sequence[_Owned]) -> bool:
     along = labels.varying(owned.owner)
-    return owned.role == "kernel" and any(owned.leaf == o.leaf and labels.varying(o.owner) == along for o in reading)
+    return owned.role == "kernel" and any(_overlap(owned, o) and labels.varying(o.owner) == along for o in reading)
+
+
+def _overlap(one: _Owned, other: _Owned) -> bool:
+    """Whether there are entries of a leaf that both own."""
+    return one.leaf == other.leaf and bool(((one.owner >= 0) & (other.owner >= 0)).any())
 
 
 def _parent(path: str) -> str:

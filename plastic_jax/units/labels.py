@@ -173,7 +173,7 @@ def owners(shape: Sequence[int], entry: Sequence[Labels | None], labels: Labels)
         if not free[axis] and index is not None and not set(varying(index)) & set(varying(labels)):
             there = np.zeros(shape[axis], bool)
             there[index[index >= 0]] = True
-            free[axis] = bool(there.all())
+            free[axis] = bool(there.all() or (index < 0).all())
     used = [index for axis, index in enumerate(entry) if not free[axis] and index is not None]
     arrays = np.broadcast_arrays(labels, *used)
     flat = np.stack([array.ravel() for array in arrays], 1)

@@ -85,15 +85,23 @@ class Entries:
     """That a value is made of a parameter's entries.
 
     Attributes:
-        index: per axis of the parameter, the index at every element; `None` where all indices meet.
+        index: per axis of the parameter, the index at every element; `None` where all indices meet; different negative
+            numbers where there are different ones, but it is not known which.
         kind: `"plain"`; `"scaled"` by a number, or by a function that is 0 at 0; `"offset"` after a number was added
-            (`1 + scale`); `"root"` after another function.
+            (`1 + scale`); `"root"` after another function; `"inverse"` where it divides.
         mixed: axes of the parameter along which entries depend on each other (a normalised kernel).
+        factor: whether they only multiply or divide other parameters, so that 0 for these is enough.
     """
 
     index: tuple[Labels | None, ...]
     kind: str = "plain"
     mixed: frozenset[int] = frozenset()
+    factor: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Whether they are 0 where the parameter is."""
+        return self.kind in ("plain", "scaled")
 
     def placed(self, to: Mapping[int, int], gone: Iterable[int], ndim: int) -> "Entries":
         """The entries with axis `d` at `to[d]` of `ndim`; along the axes `gone` all indices have met."""
@@ -106,17 +114,31 @@ class Entries:
 
         return dataclasses.replace(self, index=tuple(place(i) for i in self.index))
 
+    def unplaced(self, before: "Entries", apart: Labels) -> "Entries":
+        """The entries where an index that is not known has picked some: different ones where `apart` differs."""
+        lost = [i is None and j is not None for i, j in zip(self.index, before.index, strict=True)]
+        index = tuple(apart if gone and apart.size > 1 else i for gone, i in zip(lost, self.index, strict=True))
+        return dataclasses.replace(self, index=index)
 
-def clearest(a: Entries | None, b: Entries) -> Entries:
-    """Of two forms of the same parameter that meet, the one that tells more entries apart."""
+
+_KINDS = ("plain", "scaled", "offset", "root", "inverse")
+
+
+def clearest(a: Entries | None, b: Entries, times: bool = False) -> Entries:
+    """Of two forms of the same parameter that meet, the one that tells more entries apart.
+
+    What they give is 0 with the parameter if both are, and if they are multiplied (`times`) if one is.
+    """
     if a is None:
         return b
+    kind = (min if times else max)(a.kind, b.kind, key=_KINDS.index)
     known = lambda e: sum(i is not None for i in e.index)  # noqa: E731
     pairs = list(enumerate(zip(a.index, b.index, strict=True)))
     mixed = {axis for axis, (i, j) in pairs if (i is None) != (j is None)}
     if any(i is not None and j is not None and not np.array_equal(i, j) for _, (i, j) in pairs):
-        mixed = set(range(len(pairs)))
-    return dataclasses.replace(a if known(a) >= known(b) else b, mixed=a.mixed | b.mixed | mixed)
+        mixed |= {axis for axis, (i, j) in pairs if i is not None and j is not None and not np.array_equal(i, j)}
+    one = a if known(a) >= known(b) else b
+    return Entries(one.index, kind, a.mixed | b.mixed | mixed, a.factor and b.factor)
 
 
 class Unknown(NamedTuple):
@@ -146,6 +168,8 @@ class Value:
         noise: whether it is made of random numbers. They are constants as far as units are concerned.
         unknown: of which parameters it is made without that it is known which entries, and how; `None` where it is.
         zero: whether it is known to be 0.
+        known: its numbers, where they are few and known.
+        shares: whether it was divided by a sum of itself (a softmax).
     """
 
     shape: tuple[int, ...]
@@ -162,6 +186,8 @@ class Value:
     noise: bool = False
     unknown: "Unknown | None" = None
     zero: bool = False
+    known: np.ndarray | None = None
+    shares: bool = False
 
     def moved(self, shape: Sequence[int], move: Callable[[Labels], Labels]) -> "Value":
         """The value after data movement: `move` maps label arrays."""
@@ -170,7 +196,7 @@ class Value:
             leaf: dataclasses.replace(e, index=tuple(i if i is None else move(i) for i in e.index))
             for leaf, e in self.entries.items()
         }
-        return dataclasses.replace(self, shape=tuple(shape), made=made, entries=entries, rows=())
+        return dataclasses.replace(self, shape=tuple(shape), made=made, entries=entries, rows=(), known=None)
 
     def row(self, rows: slice) -> "Value":
         """The value, of which only these indices of the first axis go on."""

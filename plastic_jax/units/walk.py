@@ -106,9 +106,11 @@ class Walk:
         elif lost is None and (leaves := frozenset(leaf for v in values for leaf in v.entries if leaf[0] == "params")):
             how = Unknown(leaves, f"are made of parameters by '{name}' ({jaxprs.line_of(*frame.calls(eqn))})")
             outs = [dataclasses.replace(out, unknown=None if out.entries else how) for out in outs]
+        known = _folded(eqn, values)
         return [
             dataclasses.replace(
                 out,
+                known=known,
                 behind=out.behind or behind,
                 noise=noise and not out.depends,
                 unknown=None if out.depends or out.zero else out.unknown or lost,
@@ -119,7 +121,7 @@ class Walk:
     def told(self, eqn: jaxprs.JaxprEqn, values: list[Value], frame: Frame) -> list[Value]:
         """What the operation's rule says; without one, its channels are lost."""
         name = eqn.primitive.name
-        if any(v.made or v.entries or v.statistic for v in values) and name in self.rules:
+        if any(v.made or v.entries or v.statistic or v.unknown for v in values) and name in self.rules:
             return self.rules[name](self, eqn, values, frame)
         if any(v.made for v in values):
             line = jaxprs.line_of(*frame.calls(eqn))
@@ -201,6 +203,8 @@ class Walk:
         owner, shared = labels.owners(self.shapes[leaf], index, channel)
         if (owner >= 0).any():
             self.story.entering.append(Entering(leaf, role, owner, shared, added))
+        else:  # which of them is not known
+            self.story.guests.append(labels.members(channel))
 
     def same(self, pairs: np.ndarray) -> None:
         """Notes pairs of channels that belong to one unit."""
@@ -273,10 +277,31 @@ def _constant(value: Any) -> Value:
         return Value(tuple(value.shape))
     if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
         return Value(tuple(value.shape), noise=True)
-    return Value(tuple(np.shape(value)), zero=0 < np.size(value) <= _SMALL and not np.any(value))
+    few = 0 < np.size(value) <= _SMALL
+    return Value(tuple(np.shape(value)), zero=few and not np.any(value), known=np.asarray(value) if few else None)
 
 
 _SMALL = 2**16
+
+
+def _folded(eqn: jaxprs.JaxprEqn, values: Sequence[Value]) -> np.ndarray | None:
+    """The result of an operation on known numbers, of those that indices and bounds pass."""
+    numbers, fold = [v.known for v in values], _FOLDS.get(eqn.primitive.name)
+    if fold is None or any(n is None for n in numbers) or labels.size(jaxprs.shape(eqn.outvars[0])) > _SMALL:
+        return None
+    return fold(eqn.params, *numbers)
+
+
+_FOLDS: dict[str, Callable[..., np.ndarray]] = {
+    "add": lambda p, a, b: np.add(a, b),
+    "broadcast_in_dim": lambda p, a: np.broadcast_to(
+        labels.placed(a, dict(enumerate(p["broadcast_dimensions"])), len(p["shape"])), p["shape"]
+    ),
+    "convert_element_type": lambda p, a: a.astype(p["new_dtype"]),
+    "lt": lambda p, a, b: np.less(a, b),
+    "reshape": lambda p, a: a.reshape(p["new_sizes"]),
+    "select_n": lambda p, which, *cases: np.choose(which.astype(int), cases),
+}
 
 
 def _data(name: str, values: list[Value]) -> list[Value]:

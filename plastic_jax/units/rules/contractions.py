@@ -1,14 +1,27 @@
 """Contractions: what makes channels and what reads them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from plastic_jax.units import jaxprs, labels
+from plastic_jax.units.check import MIXED
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entering, Entries, Frame, Leaf, Made, Reading, Use, Value, WeightUse, clearest
+from plastic_jax.units.story import (
+    Entering,
+    Entries,
+    Frame,
+    Leaf,
+    Made,
+    Reading,
+    Unknown,
+    Use,
+    Value,
+    WeightUse,
+    clearest,
+)
 from plastic_jax.units.walk import Walk
 
 
@@ -21,9 +34,11 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list
     n = len(ba) + len(free_a) + len(free_b)
     to_a = {d: i for i, d in enumerate((*ba, *free_a))}
     to_b = {d: i for i, d in enumerate(bb)} | {d: len(ba) + len(free_a) + i for i, d in enumerate(free_b)}
-    if (a.depends and b.depends) or not (a.depends or b.depends):
+    picked_a, picked_b = (bool(v.entries) and v.depends and not v.behind for v in values)
+    a_is_read = a.depends and not (b.depends and picked_a and not picked_b)
+    if not (a.depends or b.depends) or (a.depends and b.depends and picked_a == picked_b):
         return _product(walk, eqn, [(a, to_a, ca), (b, to_b, cb)], n)
-    if a.depends:
+    if a_is_read:
         value, weight, atom, to, to_w = a, b, eqn.invars[0], to_a, to_b
         pairs, batch, contracted = dict(zip((*ca, *ba), (*cb, *bb), strict=True)), bb, ca
     else:
@@ -113,6 +128,9 @@ def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
         out = (produced, lambda index: labels.placed(index, whole, len(shape)), {})
         place = Value(where.shape, True, behind=where.behind)
         return _contraction(walk, eqn, place, eqn.invars[1], value, [], out, frame)
+    if (move := _rows(eqn, value, where)) is not None:
+        made = {s: m.part((frame.path, frame.at)) for s, m in value.made.items()}
+        return [dataclasses.replace(value, made=made).moved(shape, move)]
     lost = value.varied(cut)
     walk.leak(value, "is picked by an index", lost)
     made = {
@@ -121,8 +139,32 @@ def gather(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Valu
         if s not in lost
     }
     entries = {leaf: e.placed(whole, cut, len(shape)) for leaf, e in value.entries.items()}
+    batch = [d for d in range(len(shape)) if d not in numbers.offset_dims]
+    apart = -1 - labels.numbered([n if d in batch else 1 for d, n in enumerate(shape)], batch)
+    entries = {leaf: e.unplaced(value.entries[leaf], apart) for leaf, e in entries.items()}
     depends = value.depends or where.depends
     return [dataclasses.replace(value, shape=shape, made=made, entries=entries, depends=depends)]
+
+
+def _rows(eqn: Any, value: Value, where: Value) -> Callable[[Labels], Labels] | None:
+    """What happens to labels where rows of one axis are looked up whose numbers are known."""
+    numbers, sizes, rank = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], len(value.shape)
+    axes, shape = numbers.collapsed_slice_dims, jaxprs.shape(eqn.outvars[0])
+    if where.known is None or len(axes) != 1 or axes != numbers.start_index_map or numbers.operand_batching_dims:
+        return None
+    axis, rows = axes[0], where.known[..., 0]
+    if any(sizes[d] != value.shape[d] for d in range(rank) if d != axis):
+        return None
+    if not rows.size or rows.min() < 0 or rows.max() >= value.shape[axis]:
+        return None
+    batch = [d for d in range(len(shape)) if d not in numbers.offset_dims]
+
+    def move(index: Labels) -> Labels:
+        there = rows if index.shape[axis] > 1 else np.zeros((1,) * rows.ndim, int)
+        taken = np.take(np.moveaxis(index, axis, 0), there, 0)
+        return np.moveaxis(taken, range(taken.ndim), [*batch, *numbers.offset_dims])
+
+    return move
 
 
 def _contraction(
@@ -139,6 +181,7 @@ def _contraction(
         frame: the level of nesting.
     """
     produced, move, carried = out
+    weight = _placed(weight, [produced, *(r for r in read if r is not None)], eqn, frame)
     key = (
         produced.shape,
         (frame.path, frame.at) if weight.unknown else None,
@@ -150,11 +193,19 @@ def _contraction(
     source = walk.source(key, int(produced.max()) + 1)
     channel = produced + np.int32(walk.story.sources[source][0])
     makes = _owners(walk, weight, channel)
+    makes = [each for each in makes if weight.entries[each[0]].kind != "inverse"] or makes
     for leaf, owner, shared in makes:
         walk.same(shared)
         walk.story.entering.append(Entering(leaf, "kernel", owner, shared))
     if weight.unknown:
         walk.story.barred.append((labels.members(channel), weight.unknown))
+    for leaf, owner, _ in makes:
+        if leaf[0] == "params" and weight.entries[leaf].mixed & set(labels.varying(owner)):
+            walk.story.barred.append(
+                (labels.members(channel), Unknown(frozenset([leaf]), f"depend on each other: {MIXED}"))
+            )
+    if any(not found.stays for found in weight.entries.values()):  # they make something of what they read even if 0
+        walk.story.guests.append(labels.members(channel))
     seen: dict[int, Made] = {}
     leaves: list[tuple[Leaf, Labels]] = []
     partitions: list[tuple[np.ndarray, np.ndarray]] = []
@@ -164,14 +215,16 @@ def _contraction(
             continue
         seen[number] = made
         reads = np.where(reads >= 0, reads, channels)
-        for leaf, owner, shared in _owners(walk, weight, channels):
+        own = _owners(walk, weight, channels)
+        own = [each for each in own if not weight.entries[each[0]].factor] or own
+        for leaf, owner, shared in own:
             walk.same(shared)
             leaves.append((leaf, owner))
             partitions += [p for name, made, _ in makes if name == leaf for p in _partitions(owner, made)]
             found = weight.entries[leaf]
             if leaf[0] == "variables":
                 walk.leak(value, "is read by variables, which are not learned", [number])
-            if found.kind in ("offset", "root") or found.mixed & set(labels.varying(owner)):
+            if not found.stays or found.mixed & set(labels.varying(owner)):
                 walk.leak(value, "is read by weights that are not 0 where the parameter is", [number])
         if weight.unknown:
             walk.leak(value, f"is read by weights that {weight.unknown.how}", [number])
@@ -186,6 +239,21 @@ def _contraction(
     uses = frozenset([Use(frame.path, frame.at)])
     made = carried | {source: Made(labels.compressed(move(channel)), uses=uses)}
     return [Value(shape, True, made, behind=frozenset(made))]
+
+
+def _placed(weight: Value, channels: Sequence[Labels], eqn: Any, frame: Frame) -> Value:
+    """The weights without parameters of which it is not known which entries tell the channels apart."""
+    varying = {axis for each in channels for axis in labels.varying(each)}
+    lost = {
+        leaf
+        for leaf, e in weight.entries.items()
+        if any(i is not None and (i < 0).all() and varying & set(labels.varying(i)) for i in e.index)
+    }
+    if not lost:
+        return weight
+    how = Unknown(frozenset(lost), f"are picked by an index ({jaxprs.line_of(*frame.calls(eqn))})")
+    entries = {leaf: e for leaf, e in weight.entries.items() if leaf not in lost}
+    return dataclasses.replace(weight, entries=entries, unknown=weight.unknown or how)
 
 
 def _partitions(read: Labels, produced: Labels) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -222,7 +290,12 @@ def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], S
     both = all(value.depends for value, _, _ in operands)
     out: dict[int, Made] = {}
     entries: dict[Leaf, Entries] = {}
+    weighed = both and all(value.made for value, _, _ in operands) and operands[0][2] != ()
+    weighed = weighed and sum(value.shares for value, _, _ in operands) == 1
     for value, to, contracted in operands:
+        if weighed and value.shares:  # attention whose queries are parameters: its scores are channels
+            walk.leak(value, "weighs other activations")
+            continue
         gone = value.varied(contracted)
         why = "is multiplied with other activations" if both else "is mixed with other units by constants"
         walk.leak(value, why, gone)
@@ -234,7 +307,7 @@ def _product(walk: Walk, eqn: Any, operands: list[tuple[Value, dict[int, int], S
                 out[source] = made.at(labels.placed(made.channel, to, n)).passed(activation)
         if not value.depends:
             for leaf, found in value.entries.items():
-                entries[leaf] = clearest(entries.get(leaf), found.placed(to, contracted, n))
+                entries[leaf] = clearest(entries.get(leaf), found.placed(to, contracted, n), times=True)
     depends, zero = any(value.depends for value, _, _ in operands), any(value.zero for value, _, _ in operands)
     return [Value(shape, depends, out, {} if depends or zero else entries, zero=zero and not depends)]
 

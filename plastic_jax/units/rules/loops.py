@@ -18,7 +18,8 @@ def scan(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> list[Value]
     consts, carry, xs = values[:n], values[n : n + m], values[n + m :]
     atoms = [(a, i >= n + m) for i, a in enumerate(eqn.invars)]
     outer = {v: a for i, (v, a) in enumerate(zip(inner.jaxpr.invars, atoms, strict=True)) if not n <= i < n + m}
-    stacked = any(i is not None and i.shape[0] > 1 for v in xs for e in v.entries.values() for i in e.index)
+    along = (i for v in xs for e in v.entries.values() for i in e.index if i is not None)
+    stacked = any(v.entries for v in xs) if length == 1 else any(i.shape[0] > 1 for i in along)
     if stacked:
         return _layers(walk, eqn, (consts, carry, xs), outer, frame)
     for x in xs:
@@ -86,6 +87,11 @@ def _begun(walk: Walk, first: Sequence[Value], carry: Sequence[Value]) -> None:
     """Notes what the state of a loop begins with, unless it is 0."""
     for before, value in zip(first, carry, strict=True):
         if value.made and not before.made and not before.zero:
+            if not before.depends and before.entries:
+                for leaf, found in before.entries.items():
+                    for made in value.made.values():
+                        walk.entering(leaf, "bias", found.index, made.channel)
+                continue
             walk.guests([value])
             if not before.depends:
                 walk.leak(value, "begins with a state that is not 0")

@@ -1,6 +1,7 @@
 """Data movement, reductions and windows: label arrays move as the data do."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from plastic_jax.units import jaxprs, labels
 from plastic_jax.units.labels import Labels
-from plastic_jax.units.story import Entries, Frame, Made, Value
+from plastic_jax.units.story import Frame, Made, Value, clearest
 from plastic_jax.units.walk import Walk
 
 MARK = "units/"
@@ -127,10 +128,13 @@ def dynamic_slice(walk: Walk, eqn: Any, values: list[Value], frame: Frame) -> li
 
     depends = value.depends or any(v.depends for v in values[1:])
     moved = dataclasses.replace(value.moved(shape, move), depends=depends)
-    entries = {
-        leaf: Entries(tuple(None if i is not None and any(i.shape[d] > 1 for d in unknown) else i for i in e.index))
-        for leaf, e in moved.entries.items()
-    }
+    apart = -1 - labels.numbered(tuple(n if d in unknown else 1 for d, n in enumerate(shape)), unknown)
+    entries = {}
+    for leaf, e in moved.entries.items():
+        index = tuple(
+            None if i is None or set(labels.varying(i)) & set(unknown) else i for i in value.entries[leaf].index
+        )
+        entries[leaf] = dataclasses.replace(e, index=index).unplaced(e, apart)
     return [dataclasses.replace(moved, entries=entries)]
 
 
@@ -209,8 +213,8 @@ def _one_after_another(walk: Walk, values: list[Value], axis: int, shape: tuple[
         made[source] = Made(channel, name, uses)
     for leaf in dict.fromkeys(leaf for v in values for leaf in v.entries):
         found = [v.entries.get(leaf) for v in values]
-        kind = next(f.kind for f in found if f is not None)
-        entries[leaf] = Entries(_joined([f.index if f else None for f in found], sizes, axis), kind)
+        worst = functools.reduce(clearest, [dataclasses.replace(f, index=(), mixed=f.mixed) for f in found if f])
+        entries[leaf] = dataclasses.replace(worst, index=_joined([f.index if f else None for f in found], sizes, axis))
     depends = any(v.depends for v in values)
     scaled = any(v.scaled for v in values)
     if depends and entries:

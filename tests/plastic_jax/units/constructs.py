@@ -661,6 +661,98 @@ def complex_weights() -> Model:
     )
 
 
+def two_layers(weights: Callable[[Any], Any], preserving: bool = True, **more: np.ndarray) -> Model:
+    """Units of `a`, read by weights that are made of `b` and `more`, through which units differ."""
+    params = {"a": {"kernel": normal(5, 4, seed=1)}, "b": {"kernel": normal(4, 2, seed=2)}, **more}
+    group = Expected(4, "a/kernel: i u", "b/kernel: u o", preserving=preserving, blocks=4)
+    apply = lambda p, x: jnp.tanh(x @ p["a"]["kernel"]) @ weights(p)  # noqa: E731
+    return Model(apply, params, (normal(3, 5),), {"a": group})
+
+
+@construct
+def masked_weights() -> Model:
+    mask = normal(4, 2, seed=3) > 0
+    return two_layers(lambda p: jnp.where(mask, p["b"]["kernel"], 0.0))
+
+
+@construct
+def weights_masked_by_ones() -> Model:
+    mask = normal(4, 2, seed=3) > 0
+    return two_layers(lambda p: jnp.where(mask, p["b"]["kernel"], 1.0), preserving=False)
+
+
+@construct
+def clipped_weights() -> Model:
+    return two_layers(lambda p: jnp.clip(jnp.round(p["b"]["kernel"] * 8), -127, 127) / 8)
+
+
+@construct
+def weights_of_two_functions() -> Model:
+    """Half of the readers are not 0 where the parameter is."""
+    both = lambda w: jnp.concatenate([w, jnp.exp(w)], axis=1)  # noqa: E731
+    return two_layers(lambda p: both(p["b"]["kernel"]), preserving=False)
+
+
+@construct
+def scores_times_weights() -> Model:
+    """One of two factors is 0: with two zeros neither would ever learn again."""
+    return two_layers(lambda p: p["b"]["kernel"] * p["score"], score=normal(4, 2, seed=3))
+
+
+@construct
+def divided_weights() -> Model:
+    """A divisor is not set to 0."""
+    return two_layers(lambda p: p["b"]["kernel"] / p["divisor"][:, None], divisor=np.abs(normal(4, seed=3)) + 0.5)
+
+
+@construct
+def weights_of_a_task() -> Model:
+    """Which of the heads reads is an input; all of them are rows of the unit."""
+    params = {"a": {"kernel": normal(5, 4, seed=1)}, "b": {"kernel": normal(3, 4, 2, seed=2)}}
+    apply = lambda p, x, task: jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"][task]  # noqa: E731
+    group = Expected(4, "a/kernel: i u", "b/kernel: t u o")
+    return Model(apply, params, (normal(3, 5), jnp.int32(1)), {"a": group})
+
+
+@construct
+def permuted_weights() -> Model:
+    """Columns in another order are units of their own, which no view of the parameter numbers."""
+    params = {"a": {"kernel": normal(5, 4, seed=1)}, "b": {"kernel": normal(4, 2, seed=2)}}
+    order = np.array([2, 0, 1, 3])
+    apply = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"][:, order]) @ p["b"]["kernel"]  # noqa: E731
+    return Model(apply, params, (normal(3, 5),), {}, left_out="a")
+
+
+@construct
+def cumulative_weights() -> Model:
+    """A first layer whose weights are made in an unknown way is left out, and named."""
+    params = {"a": {"kernel": normal(5, 4, seed=1)}, "b": {"kernel": normal(4, 2, seed=2)}}
+    apply = lambda p, x: jax.nn.relu(x @ jnp.cumsum(p["a"]["kernel"], axis=1)) @ p["b"]["kernel"]  # noqa: E731
+    return Model(apply, params, (normal(3, 5),), {}, left_out="a")
+
+
+@construct
+def weights_of_two_parts() -> Model:
+    params = {"a": {"re": normal(5, 4, seed=1), "im": normal(5, 4, seed=2)}, "b": {"kernel": normal(4, 2, seed=3)}}
+    apply = lambda p, x: jnp.abs(x @ jax.lax.complex(p["a"]["re"], p["a"]["im"])) @ p["b"]["kernel"]  # noqa: E731
+    group = Expected(4, "a/re~kernel: i u; a/im~kernel: i u", "b/kernel: u o")
+    return Model(apply, params, (normal(3, 5),), {"a": group})
+
+
+@construct
+def one_flat_vector() -> Model:
+    """What `ravel_pytree` gives: all parameters are windows of one leaf."""
+    tree = {"a": normal(5, 4, seed=1), "b": np.abs(normal(4, seed=2)), "c": normal(4, 2, seed=3)}
+    flat, unravel = jax.flatten_util.ravel_pytree(tree)
+
+    def apply(p, x):
+        p = unravel(p["all"])
+        return jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
+
+    group = Expected(4, "all~kernel[:20]: (i u); all~bias[20:24]: u", "all~kernel[24:]: (u o)")
+    return Model(apply, {"all": np.asarray(flat)}, (normal(3, 5),), {"all": group})
+
+
 # Normalisation and dropout --------------------------------------------------------------------------------------------
 
 
@@ -1053,6 +1145,25 @@ def transformer() -> Model:
     return linen(body, jnp.array([[1, 2, 0], [0, 6, 5]]), groups=groups, left_out=left_out)
 
 
+@construct
+def learned_queries() -> Model:
+    """Scores are channels of the queries, but weigh the values and are no units with them."""
+    params = {
+        "q": normal(3, 2, 2, seed=1),
+        "k": normal(5, 4, seed=2),
+        "v": {"kernel": normal(5, 4, seed=3)},
+        "o": {"kernel": normal(4, 2, seed=4)},
+    }
+
+    def apply(p, x):
+        keys, values = ((x @ w).reshape(2, -1, 2, 2) for w in (p["k"], p["v"]["kernel"]))
+        scores = jax.nn.softmax(jnp.einsum("thd,bshd->bhts", p["q"], keys))
+        return jnp.einsum("bhts,bshd->bthd", scores, values).reshape(2, 3, 4) @ p["o"]["kernel"]
+
+    group = Expected(4, "v/kernel: i u", "o/kernel: u o", blocks=2)
+    return Model(apply, params, (normal(2, 3, 5),), {"v": group}, left_out="k[0] k[1] q")
+
+
 # Recurrence -----------------------------------------------------------------------------------------------------------
 
 
@@ -1130,6 +1241,37 @@ def unrolled_rnn() -> Model:
 
     group = Expected(4, "cell/wx~kernel: i u; cell/wh~kernel: i u; cell/b: u", "cell/wh~kernel: u o; out/w: u o")
     return Model(apply, params, (normal(2, 3, 5),), {"cell": group})
+
+
+@construct
+def recurrent_with_a_learned_state() -> Model:
+    params = {
+        "cell": {"wx": normal(5, 4, seed=1), "wh": normal(4, 4, seed=2), "first": normal(4, seed=3)},
+        "out": {"w": normal(4, 2, seed=4)},
+    }
+
+    def apply(p, x):
+        cell = p["cell"]
+        step = lambda h, x: (jnp.tanh(x @ cell["wx"] + h @ cell["wh"]), None)  # noqa: E731
+        h, _ = jax.lax.scan(step, jnp.broadcast_to(cell["first"], (2, 4)), x)
+        return h @ p["out"]["w"]
+
+    made = "cell/wx~kernel: i u; cell/wh~kernel: i u; cell/first~bias: u"
+    group = Expected(4, made, "cell/wh~kernel: u o; out/w: u o")
+    return Model(apply, params, (normal(3, 2, 5),), {"cell": group})
+
+
+@construct
+def one_scanned_layer() -> Model:
+    """A stack of one layer is no recurrence."""
+    params = {"a": {"w": normal(5, 4, seed=1)}, "b": {"w": normal(1, 4, 4, seed=2)}, "c": {"w": normal(4, 2, seed=3)}}
+
+    def apply(p, x):
+        x, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), jax.nn.relu(x @ p["a"]["w"]), p["b"]["w"])
+        return x @ p["c"]["w"]
+
+    groups = {"a": Expected(4, "a/w: i u", "b/w: l u o"), "b": Expected(4, "b/w: l i u", "c/w: u o")}
+    return Model(apply, params, (normal(3, 5),), groups)
 
 
 @construct
