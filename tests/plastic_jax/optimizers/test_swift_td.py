@@ -29,7 +29,7 @@ def learned(tx, x, rewards, start):
 @pytest.mark.parametrize("name", ["dense", "sparse", "binary"])
 def test_the_published_code_is_replayed(name, precision, traces):
     load_trace, *_ = traces
-    trace, close = load_trace(f"swifttd_{name}_a"), {"f64": 1e-9, "f32": 1e-4}[precision]
+    trace, close = load_trace(f"swifttd_{name}_a"), {"f64": 1e-9, "f32": 1e-5}[precision]
     config = trace.config
     with jax.enable_x64(precision == "f64"):
         dtype = jnp.dtype({"f64": "float64", "f32": "float32"}[precision])
