@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -245,9 +246,9 @@ def stopped(asked, workdir, reports, workers=1, **options):
 
 
 def checkpoints(workdir):
-    """All complete checkpoints below a folder, by their path in it."""
-    found = sorted(Path(workdir).glob(f"**/{CHECKPOINTS}/*/*/{checkpoint.MANIFEST}"))
-    return {path.parent.relative_to(workdir).as_posix(): path.parent for path in found}
+    """All complete checkpoints below a folder, by their path in it, also while a run writes and removes some."""
+    complete = sorted(Path(path) for path, _, files in os.walk(workdir) if checkpoint.MANIFEST in files)
+    return {path.relative_to(workdir).as_posix(): path for path in complete if path.parents[1].name == CHECKPOINTS}
 
 
 def raw(values):
