@@ -11,7 +11,7 @@ import numpy as np
 
 from plastic_jax.paths import leaf_names
 from plastic_jax.units import jaxprs, labels
-from plastic_jax.units.check import MIXED, check_graph
+from plastic_jax.units.check import check_graph
 from plastic_jax.units.elementwise_functions import ElementwiseFunctions
 from plastic_jax.units.features import evaluate
 from plastic_jax.units.graph import UnitGraph, UnitGroup
@@ -88,8 +88,7 @@ def trace_units(
     if check:
         values = dataclasses.replace(graph, forward=functools.partial(forward, means=False))
         for name, why in check_graph(values, args, len(inputs), options, found.alone, found.running).items():
-            if why != MIXED:
-                warn_user(f"trace_units: group '{name}' is left out: {why}; please report the model")
+            warn_user(f"trace_units: group '{name}' is left out: {why}; please report the model")
             graph = forward.drop(graph, name, why)
     return graph
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from plastic_jax.units import jaxprs, labels
-from plastic_jax.units.check import MIXED
 from plastic_jax.units.labels import Labels
 from plastic_jax.units.story import (
     Entering,
@@ -197,13 +196,11 @@ def _contraction(
     for leaf, owner, shared in makes:
         walk.same(shared)
         walk.story.entering.append(Entering(leaf, "kernel", owner, shared))
+        if leaf[0] == "params" and weight.entries[leaf].mixed & set(labels.varying(owner)):
+            how = "depend on each other, as where the whole kernel is divided by its norm"
+            walk.story.barred.append((labels.members(channel), Unknown(frozenset([leaf]), how)))
     if weight.unknown:
         walk.story.barred.append((labels.members(channel), weight.unknown))
-    for leaf, owner, _ in makes:
-        if leaf[0] == "params" and weight.entries[leaf].mixed & set(labels.varying(owner)):
-            walk.story.barred.append(
-                (labels.members(channel), Unknown(frozenset([leaf]), f"depend on each other: {MIXED}"))
-            )
     if any(not found.stays for found in weight.entries.values()):  # they make something of what they read even if 0
         walk.story.guests.append(labels.members(channel))
     seen: dict[int, Made] = {}
