@@ -57,7 +57,7 @@ def swift_td(
     step_size: Annotated[float | jax.Array, Range(0, below=True)] = 1e-2,
     *,
     discount: Annotated[float | jax.Array, Range(0, 1)] = 0.99,
-    trace_decay: Annotated[float | jax.Array, Range(0, 1)] = 0.95,
+    td_lambda: Annotated[float | jax.Array, Range(0, 1)] = 0.95,
     meta_step_size: Annotated[float | jax.Array, Range(0)] = 1e-3,
     largest_rate: Annotated[float | jax.Array, Range(0, below=True)] = 0.1,
     shrink: Annotated[float | jax.Array, Range(0, 1, below=True)] = 0.999,
@@ -93,7 +93,7 @@ def swift_td(
     Args:
         step_size: the first step size of every weight.
         discount: of the reward one step later.
-        trace_decay: the published lambda.
+        td_lambda: the published lambda; traces decay by the discount times it.
         meta_step_size: step size of beta; 0 keeps step sizes.
         largest_rate: the published eta: largest rate at which a step learns, and largest step size.
         shrink: the published decay of step sizes where a step would learn faster.
@@ -112,8 +112,7 @@ def swift_td(
 
     def init(params: optax.Params) -> SwiftTDState:
         leaves, treedef = jax.tree.flatten(jax.tree.map(lambda p: wide(jnp.asarray(p)), params))
-        first = [begun(Traces(*[jnp.full_like(p, jnp.log(step_size))] * 10)) for p in leaves]
-        traces = Traces(*[treedef.unflatten([t[i] for t in first]) for i in range(len(Traces._fields))])
+        traces = _trees(treedef, [begun(jnp.full_like(p, jnp.log(step_size))) for p in leaves])
         nothing = jnp.zeros([], jnp.result_type(jnp.float32, *leaves))
         return SwiftTDState(traces, nothing, nothing)
 
@@ -132,60 +131,67 @@ def swift_td(
         rate = _dot([jnp.exp(t.beta) for t in kept], [jnp.square(x) for x in f])
         overlap = _dot([t.z for t in kept], f)
         kept = [see(t, x, rate, overlap) for t, x in zip(kept, f, strict=True)]
-        fresh = [begun(t) for t in kept]
-        kept = [jax.tree.map(lambda a, b: jnp.where(ended, a, b), a, b) for a, b in zip(fresh, kept, strict=True)]
-        traces = Traces(*[treedef.unflatten([t[i] for t in kept]) for i in range(len(Traces._fields))])
+        kept = [_either(ended, begun(t.beta), t) for t in kept]
         last = [jnp.where(ended, 0, x).astype(state.value.dtype) for x in (value, _dot(counted, f))]
         updates = treedef.unflatten([dw.astype(g.dtype) for dw, g in zip(moved, gradients, strict=True)])
-        return updates, SwiftTDState(traces, *last)
+        return updates, SwiftTDState(_trees(treedef, kept), *last)
 
-    def begun(t: Traces) -> Traces:
-        """The traces of an episode in which nothing has been seen."""
-        nothing = dict.fromkeys(Traces._fields, jnp.zeros_like(t.beta))
-        return Traces(**nothing | {"beta": t.beta, "eligible": jnp.full(t.beta.shape, features == "dense")})
+    def begun(beta: jax.Array) -> Traces:
+        """The traces of a weight's episode in which nothing has been seen."""
+        nothing = dict.fromkeys(Traces._fields, jnp.zeros_like(beta))
+        return Traces(**nothing | {"beta": beta, "eligible": jnp.full(beta.shape, features == "dense")})
 
     def learn(t: Traces, error: jax.Array, change: jax.Array) -> tuple[jax.Array, jax.Array, Traces]:
         """The weights' updates by the error of a step, those that count as its change, and the traces after it."""
-        dw = jnp.where(t.eligible, error * t.z - t.z_step * change, 0)
+        dw = error * t.z - t.z_step * change
         beta = t.beta + meta_step_size / jnp.exp(t.beta) * (error - change) * t.p
-        beta = jnp.where(t.eligible, jnp.minimum(beta, jnp.log(largest_rate)), t.beta)
-        h = jnp.where(t.eligible, t.h_next + error * t.z_bar - t.z_step * change, t.h)
-        h_old, h_next = (jnp.where(t.eligible, new, old) for new, old in ((t.h, t.h_old), (h, t.h_next)))
-        z, p, z_bar = (trace * jnp.where(t.eligible, discount * trace_decay, 1) for trace in (t.z, t.p, t.z_bar))
-        t = Traces(beta, z, jnp.where(t.eligible, 0, t.z_step), z_bar, p, h, h_old, h_next, t.last, t.eligible)
+        h = t.h_next + error * t.z_bar - t.z_step * change
+        z, p, z_bar = (trace * discount * td_lambda for trace in (t.z, t.p, t.z_bar))
+        learned = t._replace(
+            beta=jnp.minimum(beta, jnp.log(largest_rate)), z=z, z_step=0 * z, z_bar=z_bar, p=p, h=h, h_old=t.h, h_next=h
+        )
+        dw, t = jnp.where(t.eligible, dw, 0), _either(t.eligible, learned, t)
         if features == "dense":
             return dw, dw, t
-        stays = t.eligible & (z > t.last * least_trace)
-        gone = t.eligible & ~stays
-        z, p, z_bar = (jnp.where(gone, 0, trace) for trace in (z, p, z_bar))
-        return dw, jnp.where(gone, 0, dw), t._replace(z=z, p=p, z_bar=z_bar, eligible=stays)
+        gone = t.eligible & (t.z <= t.last * least_trace)
+        return dw, jnp.where(gone, 0, dw), _none_of(t, gone, "z", "p", "z_bar", "eligible")
 
     def see(t: Traces, f: jax.Array, rate: jax.Array, overlap: jax.Array) -> Traces:
         """The traces once the features have been seen."""
-        active = jnp.ones(f.shape, bool) if features == "dense" else f != 0
         over = rate > largest_rate
         last = jnp.exp(t.beta) * jnp.where(over, largest_rate / jnp.where(over, rate, 1), 1)
-        forgotten = t._replace(h=0 * f, h_old=0 * f, z_bar=0 * f) if features == "sparse" else t
-        old = jax.tree.map(lambda a, b: jnp.where(over, a, b), forgotten, t)
+        old = _none_of(t, over, "h", "h_old", "z_bar") if features == "sparse" else t
         z_step = last * f
         z = old.z + z_step * (1 - overlap)
-        h_next = old.h - old.h_old * f * (z - z_step) - old.h * z_step * f
         seen = old._replace(
             beta=old.beta + jnp.where(over, jnp.log(shrink) * f**2, 0),
             z=z,
             z_step=z_step,
             z_bar=old.z_bar + z_step * (1 - overlap - old.z_bar * f),
             p=old.p + old.h_old * f,
-            h_next=h_next,
+            h_next=old.h - old.h_old * f * (z - z_step) - old.h * z_step * f,
             last=last,
             eligible=jnp.ones(f.shape, bool),
         )
         if features == "dense":
-            nothing = seen._replace(h=0 * f, h_old=0 * f, h_next=0 * f, z_bar=0 * f)
-            seen = jax.tree.map(lambda a, b: jnp.where(over, a, b), nothing, seen)
-        return jax.tree.map(lambda a, b: jnp.where(active, a, b), seen, t)
+            return _none_of(seen, over, "h", "h_old", "h_next", "z_bar")
+        return _either(f != 0, seen, t)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _either(condition: jax.Array, one: Traces, other: Traces) -> Traces:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def _none_of(t: Traces, condition: jax.Array, *names: str) -> Traces:
+    """The traces, of which those of these names are 0 where the condition holds."""
+    return t._replace(**{name: jnp.where(condition, jnp.zeros_like(of := getattr(t, name)), of) for name in names})
+
+
+def _trees(treedef: Any, of_leaves: list[Traces]) -> Traces:
+    """From the traces of every leaf, those of all leaves as trees."""
+    return Traces(*[treedef.unflatten(leaves) for leaves in zip(*of_leaves, strict=True)])
 
 
 def _dot(a: Any, b: Any) -> jax.Array:

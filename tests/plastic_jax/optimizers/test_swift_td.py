@@ -36,7 +36,7 @@ def test_the_published_code_is_replayed(name, precision, traces):
         tx = swift_td(
             config["alpha"],
             discount=config["gamma"],
-            trace_decay=config["lam"],
+            td_lambda=config["lam"],
             meta_step_size=config["meta_step_size"],
             largest_rate=config["eta"],
             shrink=config["decay"],
@@ -66,7 +66,7 @@ def test_step_sizes_of_what_predicts_rise_above_those_of_noise():
 
 def test_nothing_passes_the_end_of_an_episode():
     """Two episodes of one feature: the second is learned as if it were alone, with the step size of the first."""
-    tx = swift_td(0.1, discount=0.9, trace_decay=0.9)
+    tx = swift_td(0.1, discount=0.9, td_lambda=0.9)
     update = jax.jit(lambda f, state, w, reward, reset: tx.update(f, state, w, reward=reward, reset=reset))
     w, state = jnp.zeros(2), tx.init(jnp.zeros(2))
     for f, reward, ends in (((1.0, 0.0), 0.0, False), ((5.0, 5.0), 1.0, True)):
