@@ -177,7 +177,7 @@ class Plan:
             "steps": self.steps,
             "bin": self.bin,
             "method": job.method.name,
-            **{name: v for name, v in job.static.items() if name not in ADDED_CHOICES or ADDED_CHOICES[name] != v},
+            **{name: value for name, value in job.static.items() if (name, value) not in ADDED_CHOICES.items()},
             **({"normalise_inputs": True} if job.method.normalise_inputs else {}),
             **{f"{name}_from": call for name, call in calls.items() if ":" in call},  # two may share a name
             **(self.source.settings if self.source else {}),

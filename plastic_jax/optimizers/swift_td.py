@@ -113,8 +113,8 @@ def swift_td(
     def init(params: optax.Params) -> SwiftTDState:
         leaves, treedef = jax.tree.flatten(jax.tree.map(lambda p: wide(jnp.asarray(p)), params))
         traces = _trees(treedef, [begun(jnp.full_like(p, jnp.log(step_size))) for p in leaves])
-        nothing = jnp.zeros([], jnp.result_type(jnp.float32, *leaves))
-        return SwiftTDState(traces, nothing, nothing)
+        dtype = jnp.result_type(jnp.float32, *leaves)
+        return SwiftTDState(traces, jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
@@ -138,7 +138,7 @@ def swift_td(
 
     def begun(beta: jax.Array) -> Traces:
         """The traces of a weight's episode in which nothing has been seen."""
-        nothing = dict.fromkeys(Traces._fields, jnp.zeros_like(beta))
+        nothing = {name: jnp.zeros_like(beta) for name in Traces._fields}  # buffers of their own may be given away
         return Traces(**nothing | {"beta": beta, "eligible": jnp.full(beta.shape, features == "dense")})
 
     def learn(t: Traces, error: jax.Array, change: jax.Array) -> tuple[jax.Array, jax.Array, Traces]:
@@ -148,7 +148,14 @@ def swift_td(
         h = t.h_next + error * t.z_bar - t.z_step * change
         z, p, z_bar = (trace * discount * td_lambda for trace in (t.z, t.p, t.z_bar))
         learned = t._replace(
-            beta=jnp.minimum(beta, jnp.log(largest_rate)), z=z, z_step=0 * z, z_bar=z_bar, p=p, h=h, h_old=t.h, h_next=h
+            beta=jnp.minimum(beta, jnp.log(largest_rate)),
+            z=z,
+            z_step=jnp.zeros_like(z),
+            z_bar=z_bar,
+            p=p,
+            h=h,
+            h_old=t.h,
+            h_next=h,
         )
         dw, t = jnp.where(t.eligible, dw, 0), _either(t.eligible, learned, t)
         if features == "dense":

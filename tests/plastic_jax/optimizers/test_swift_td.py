@@ -78,6 +78,25 @@ def test_nothing_passes_the_end_of_an_episode():
     np.testing.assert_array_equal(updates, 0.0)  # the first reward of an episode follows from nothing
 
 
+def test_lanes_of_given_away_state_are_those_alone():
+    """Step sizes of two lanes, in bfloat16: types stay, and no buffer is given away twice."""
+    features, w = jnp.arange(6.0).reshape(2, 3).astype(jnp.bfloat16), jnp.ones((2, 3), jnp.bfloat16)
+    sizes = jnp.array([0.01, 0.1])
+    alone = [
+        swift_td(size).update(features[i], swift_td(size).init(w[i]), w[i], reward=1.0) for i, size in enumerate(sizes)
+    ]
+    step = jax.vmap(lambda size, f, state, w: swift_td(size).update(f, state, w, reward=1.0))
+    state = jax.vmap(lambda size, w: swift_td(size).init(w))(sizes, w)
+    one = swift_td(0.1).init(w[0])
+    jax.jit(lambda state: state, donate_argnums=0)(one)  # fails where two leaves share a buffer
+    updates, after = jax.jit(step)(sizes, features, state, w)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert updates.dtype == jnp.bfloat16
+    for i, (moved, kept) in enumerate(alone):
+        np.testing.assert_array_equal(updates[i], moved)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), after, kept)
+
+
 def test_what_update_needs_is_said():
     tx = swift_td()
     with pytest.raises(ValueError, match="needs the parameters and the extra argument reward"):
