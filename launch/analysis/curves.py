@@ -348,10 +348,16 @@ def caption(runs: Mapping[str, Run] | Iterable[Run], drawn: Sequence[Curve] = ()
     ]
     rest = ", ".join(setting_text(key, value) for key, value in equal.items())
     told = "; ".join(filter(None, parts)) + (f". {rest[:1].upper()}{rest[1:]}." if rest else ".")
-    unlike = dict.fromkeys(
-        f"{curve.run.label.replace('_', ' ')}: {text}" for curve in drawn if (text := _unsaid(curve))
-    )
+    unlike = dict.fromkeys(f"{_without_task(curve.run)}: {text}" for curve in drawn if (text := _unsaid(curve)))
     return told + f" Settings that differ: {'; '.join(unlike)}." * bool(unlike)
+
+
+def _without_task(run: Run) -> str:
+    """The label without the numbers of the task that `by_task` puts behind it."""
+    label = run.label
+    for name, value in _numbers_of_task(run).items():
+        label = label.removesuffix(task_ending(name, value))
+    return label.replace("_", " ")
 
 
 def _unsaid(curve: Curve) -> str:

@@ -347,6 +347,15 @@ def test_a_setting_of_the_task_is_an_axis_and_differences_are_to_a_label_by_seed
     assert "abruptness" not in caption([run for run in read_runs(tmp_path).values() if run.label.endswith("_1")])
 
 
+def test_a_caption_says_once_what_differs_at_every_value_of_a_setting_of_the_task(tmp_path):
+    for label, size in (("mine", 0.1), ("other", 0.2)):
+        for value in (0.0, 0.5):
+            about = {"hypers": [{"step_size": size}], "settings": {"task.abruptness": value}}
+            write(tmp_path, f"{label}_abruptness_{value:g}", np.ones((3, 4)), **about)
+    told = caption(read_runs(tmp_path), curves(read_runs(tmp_path)))
+    assert told.endswith("Settings that differ: mine: step size 0.1; other: step size 0.2.")
+
+
 def test_settings_within_a_network_are_named_by_what_differs(tmp_path):
     for activation in ("relu", "tanh"):
         network = f"MLP(widths=(5, 5), outputs=1, activation='{activation}')"
