@@ -133,10 +133,8 @@ def clearest(a: Entries | None, b: Entries, times: bool = False) -> Entries:
         return b
     kind = (min if times else max)(a.kind, b.kind, key=_KINDS.index)
     known = lambda e: sum(i is not None for i in e.index)  # noqa: E731
-    pairs = list(enumerate(zip(a.index, b.index, strict=True)))
-    mixed = {axis for axis, (i, j) in pairs if (i is None) != (j is None)}
-    if any(i is not None and j is not None and not np.array_equal(i, j) for _, (i, j) in pairs):
-        mixed |= {axis for axis, (i, j) in pairs if i is not None and j is not None and not np.array_equal(i, j)}
+    same = lambda i, j: i is j or (i is not None and j is not None and np.array_equal(i, j))  # noqa: E731
+    mixed = {axis for axis, (i, j) in enumerate(zip(a.index, b.index, strict=True)) if not same(i, j)}
     one = a if known(a) >= known(b) else b
     return Entries(one.index, kind, a.mixed | b.mixed | mixed, a.factor and b.factor)
 

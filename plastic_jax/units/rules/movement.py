@@ -213,7 +213,7 @@ def _one_after_another(walk: Walk, values: list[Value], axis: int, shape: tuple[
         made[source] = Made(channel, name, uses)
     for leaf in dict.fromkeys(leaf for v in values for leaf in v.entries):
         found = [v.entries.get(leaf) for v in values]
-        worst = functools.reduce(clearest, [dataclasses.replace(f, index=(), mixed=f.mixed) for f in found if f])
+        worst = functools.reduce(clearest, [dataclasses.replace(f, index=()) for f in found if f])
         entries[leaf] = dataclasses.replace(worst, index=_joined([f.index if f else None for f in found], sizes, axis))
     depends = any(v.depends for v in values)
     scaled = any(v.scaled for v in values)
