@@ -1,4 +1,8 @@
-"""Draws `figure.png` and prints the table of this page, from the runs beside it: `python results/levels/figure.py`."""
+"""Draws the figure and prints the table of this page.
+
+python results/levels/figure.py          from the runs beside it, into `figure.png`
+python results/levels/figure.py DIR      from those in DIR, into `DIR/levels.png`
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +27,9 @@ HEADINGS = ("optimizer", "level", "new step size", "error", "less than fresh (%)
 
 
 def main() -> None:
-    runs = HERE / "regression" if len(sys.argv) < 2 else Path(sys.argv[1])
+    runs, out = HERE / "regression", HERE / "figure.png"
+    if len(sys.argv) > 1:
+        runs, out = Path(sys.argv[1]), Path(sys.argv[1]) / "levels.png"
     late = {curve.run.label: late_mean(curve, METRIC, LATE) for curve in curves(read(runs))}
     fresh = min((late[f"{name}_fresh"] for name in ("sgd", "adam")), key=lambda values: values.mean())
     rows, drawing, axes = [], *figure.new_figure(len(OPTIMIZERS), width=12.5, height=2.9)
@@ -58,7 +64,7 @@ def main() -> None:
         "difference, paired by seed. The step size of a new weight: blue circle, reset; orange triangle, inherited; "
         "green square, raised; black, the optimizer has none of its own. Dotted: the optimizer alone.",
     )
-    figure.save(drawing, HERE / "figure.png")
+    figure.save(drawing, out)
     print(printed(Table([HEADINGS, *rows], left=3), "markdown"))
 
 
